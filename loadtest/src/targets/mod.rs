@@ -1,0 +1,105 @@
+//! What can be measured, behind one trait: the scenarios do the same work whatever the target.
+
+pub mod blocking;
+pub mod echo;
+pub mod forebay;
+pub mod peer;
+pub mod relay;
+pub mod wire;
+
+use crate::args::ServeArgs;
+use clap::ValueEnum;
+use serde::Serialize;
+use std::io;
+use std::net::TcpListener;
+use std::time::Duration;
+
+/// A program to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// The broker, through the blocking client of this crate.
+    Forebay,
+    /// In, to a ring in memory, out to the consumers in turn, acked; no queue logic.
+    BaselineRelay,
+    /// Sends each message back to where it came from, or only confirms it.
+    BaselineEcho,
+}
+
+impl Target {
+    /// The name that commands and reports use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Target::Forebay => "forebay",
+            Target::BaselineRelay => "baseline-relay",
+            Target::BaselineEcho => "baseline-echo",
+        }
+    }
+}
+
+/// How many clients a run has, and what they may have under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Producers, each with a connection of its own.
+    pub producers: usize,
+    /// Consumers, each with a connection of its own. 0: publishes are only confirmed.
+    pub consumers: usize,
+    /// Messages that one producer may have unconfirmed.
+    pub window: usize,
+    /// Size of a body.
+    pub body_bytes: usize,
+    /// Messages that consumers may have delivered and unacked; brokers that ask for it are told.
+    pub credit: usize,
+}
+
+/// One thread's connections to a target.
+pub trait Wire {
+    /// Messages that `producer` may publish now.
+    fn room(&self, producer: usize) -> usize;
+
+    /// Publishes `count` messages, at most the room, as one batch; `fill` is given each body in
+    /// turn. They leave with the next [`Wire::turn`], at the latest.
+    ///
+    /// # Errors
+    /// If the target refused them or the connection failed.
+    fn publish(
+        &mut self,
+        producer: usize,
+        count: usize,
+        fill: impl FnMut(&mut [u8]),
+    ) -> io::Result<()>;
+
+    /// Sends what waits, then takes in what has come, waiting for something at most `wait`. Each
+    /// message is shown to `take` with the number of its consumer, and acked after.
+    ///
+    /// # Errors
+    /// If the connection failed or the target said something unexpected.
+    fn turn(&mut self, wait: Duration, take: impl FnMut(usize, &[u8])) -> io::Result<()>;
+
+    /// Messages of all producers that the target has confirmed.
+    fn confirmed(&self) -> u64;
+}
+
+/// Serves a baseline on a free port of 127.0.0.1 and says where.
+///
+/// # Errors
+/// If the system refuses the sockets.
+pub fn serve(args: &ServeArgs) -> io::Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let address = listener.local_addr()?;
+    let lifetime = Duration::from_secs(args.lifetime_s);
+    crate::sys::raise_open_files();
+    match args.target {
+        Target::BaselineRelay => {
+            let mut relay = relay::Relay::new(listener, args.ring_bytes)?;
+            println!("baseline-relay ready on {address}");
+            relay.run(lifetime, args.busy_poll)
+        }
+        Target::BaselineEcho => {
+            let mut echo = echo::Echo::new(listener)?;
+            println!("baseline-echo ready on {address}");
+            echo.run(lifetime, args.busy_poll)
+        }
+        Target::Forebay => Err(io::Error::other("forebay is served by its own program")),
+    }
+}

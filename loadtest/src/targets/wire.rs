@@ -1,0 +1,391 @@
+//! The hand-written client, which costs as little as it can: one epoll set, one read and one write
+//! per connection and turn, headers written in place. It speaks Forebay's protocol, and the bare
+//! programs' subset of it: the same frame header, batch, deliver header, records, confirms and ack
+//! ranges, without hello, checksums, credit and the bodies of opens.
+
+use crate::sys::{Epoll, Ready};
+use crate::targets::forebay::{Control, Opened};
+use crate::targets::peer::{Frames, Peer, SCRATCH_BYTES, bad_bytes};
+use crate::targets::{Shape, Wire};
+use forebay::base::checksum::crc32c;
+use forebay::format::batch::BatchHeader;
+use forebay::format::record::{RecordHeader, Records};
+use forebay::limits::{
+    BATCH_HEADER_BYTES, BATCH_RECORDS_BYTES_MAX, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES,
+};
+use forebay::protocol::control::Answer;
+use forebay::protocol::frame::{FrameHeader, Opcode};
+use forebay::protocol::hot::{AckRange, Confirm, CreditEntry, DeliverHeader};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// The one handle of each connection.
+pub const HANDLE: u32 = 1;
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Producer(usize),
+    Consumer(usize),
+    /// Producer and consumer of the same number: what it publishes comes back to it.
+    Echo(usize),
+}
+
+#[derive(Default)]
+struct Producer {
+    peer: usize,
+    /// 0 for the bare programs.
+    id: u64,
+    sent: u64,
+    confirmed: u64,
+    /// Publish payload bytes so far, and how many there may be.
+    sent_bytes: u64,
+    window_bytes_total: u64,
+}
+
+/// Connections to a broker or a bare program.
+pub struct FastWire {
+    epoll: Epoll,
+    ready: Vec<Ready>,
+    scratch: Vec<u8>,
+    peers: Vec<Peer>,
+    roles: Vec<Role>,
+    producers: Vec<Producer>,
+    /// Peers that have something to send which no epoll event will ask for.
+    dirty: Vec<usize>,
+    /// Likewise, with acks: they leave after what was published meanwhile, which is waited for.
+    acking: Vec<usize>,
+    window: usize,
+    body_bytes: usize,
+    /// Speaks all of Forebay's protocol, not the bare subset.
+    whole: bool,
+    confirmed: u64,
+}
+
+impl FastWire {
+    /// Connects producers and consumers to the relay, or producers to the echo (no consumers).
+    ///
+    /// # Errors
+    /// If a connection cannot be made.
+    pub fn connect_bare(server: SocketAddr, shape: Shape) -> io::Result<FastWire> {
+        let mut wire = FastWire::empty(shape, false)?;
+        for consumer in 0..shape.consumers {
+            wire.add(open_bare(server, Opcode::ConsumerOpen)?, Role::Consumer(consumer))?;
+        }
+        for producer in 0..shape.producers {
+            wire.add(open_bare(server, Opcode::ProducerOpen)?, Role::Producer(producer))?;
+        }
+        Ok(wire)
+    }
+
+    /// Connects to the echo so that each producer's messages come back to it.
+    ///
+    /// # Errors
+    /// If a connection cannot be made.
+    pub fn connect_echo(server: SocketAddr, shape: Shape) -> io::Result<FastWire> {
+        let mut wire = FastWire::empty(shape, false)?;
+        for producer in 0..shape.producers {
+            wire.add(open_bare(server, Opcode::ConsumerOpen)?, Role::Echo(producer))?;
+        }
+        Ok(wire)
+    }
+
+    /// Connects producers and consumers of `queue` to Forebay.
+    ///
+    /// # Errors
+    /// If a connection cannot be made or the broker refuses something.
+    pub fn connect_forebay(server: SocketAddr, queue: &str, shape: Shape) -> io::Result<FastWire> {
+        let mut wire = FastWire::empty(shape, true)?;
+        for consumer in 0..shape.consumers {
+            let mut control = Control::connect(server)?;
+            control.open_consumer(HANDLE, queue, shape.credit)?;
+            wire.add(bare_opened(control.into_stream()), Role::Consumer(consumer))?;
+        }
+        for producer in 0..shape.producers {
+            let mut control = Control::connect(server)?;
+            let (id, window_bytes_total) = control.open_producer(HANDLE, queue)?;
+            let opened = Opened { stream: control.into_stream(), id, window_bytes_total };
+            wire.add(opened, Role::Producer(producer))?;
+        }
+        Ok(wire)
+    }
+
+    fn empty(shape: Shape, whole: bool) -> io::Result<FastWire> {
+        Ok(FastWire {
+            epoll: Epoll::new()?,
+            ready: Vec::new(),
+            scratch: vec![0; SCRATCH_BYTES],
+            peers: Vec::new(),
+            roles: Vec::new(),
+            producers: Vec::new(),
+            dirty: Vec::new(),
+            acking: Vec::new(),
+            window: shape.window,
+            body_bytes: shape.body_bytes,
+            whole,
+            confirmed: 0,
+        })
+    }
+
+    fn add(&mut self, opened: Opened, role: Role) -> io::Result<()> {
+        let peer = Peer::new(opened.stream)?;
+        self.epoll.add(peer.fd(), self.peers.len() as u64, false)?;
+        if let Role::Producer(_) | Role::Echo(_) = role {
+            self.producers.push(Producer {
+                peer: self.peers.len(),
+                id: opened.id,
+                window_bytes_total: opened.window_bytes_total,
+                ..Default::default()
+            });
+        }
+        self.peers.push(peer);
+        self.roles.push(role);
+        Ok(())
+    }
+
+    fn flush_dirty(&mut self) -> io::Result<()> {
+        for peer in self.dirty.drain(..).chain(self.acking.drain(..)) {
+            if !self.peers[peer].flush()? {
+                self.epoll.change(self.peers[peer].fd(), peer as u64, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush_writable(&mut self, peer: usize) -> io::Result<()> {
+        if self.peers[peer].flush()? {
+            self.epoll.change(self.peers[peer].fd(), peer as u64, false)?;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, index: usize, take: &mut impl FnMut(usize, &[u8])) -> io::Result<()> {
+        let bytes = self.peers[index].read(&mut self.scratch)?;
+        let mut frames = Frames::new(&self.scratch[..bytes]);
+        let mut received = Received::default();
+        while let Some((header, payload)) = frames.next()? {
+            match (self.roles[index], Opcode::from_u8(header.opcode)) {
+                (Role::Producer(producer), Some(Opcode::Confirm)) => {
+                    let confirm = Confirm::decode(payload).ok_or(bad_bytes("a bad confirm"))?;
+                    self.confirmed += self.producers[producer].take_confirm(&confirm)?;
+                }
+                (Role::Consumer(consumer), Some(Opcode::Deliver)) => {
+                    received.add(&take_run(payload, consumer, take)?, payload.len())?;
+                }
+                (Role::Echo(producer), Some(Opcode::Deliver)) => {
+                    let records = take_run(payload, producer, take)?.record_count;
+                    self.producers[producer].confirmed += u64::from(records);
+                    self.confirmed += u64::from(records);
+                }
+                (Role::Producer(producer), Some(opcode)) if self.whole => {
+                    self.producers[producer].take_answer(opcode, payload)?;
+                }
+                (_, opcode) => return Err(unexpected(opcode, payload)),
+            }
+        }
+        let peer = &mut self.peers[index];
+        peer.keep(frames.rest());
+        if received.messages > 0 {
+            if !peer.is_pending() {
+                self.acking.push(index);
+            }
+            received.answer(self.whole, &mut peer.out);
+        }
+        Ok(())
+    }
+}
+
+/// A connection to a bare program, open as a producer or consumer.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn open_bare(server: SocketAddr, open: Opcode) -> io::Result<Opened> {
+    let mut stream = TcpStream::connect(server)?;
+    stream.set_read_timeout(Some(OPEN_TIMEOUT))?;
+    stream.write_all(&FrameHeader::new(open, HANDLE, 0).encode())?;
+    let mut answer = [0; FRAME_HEADER_BYTES];
+    stream.read_exact(&mut answer)?;
+    Ok(bare_opened(stream))
+}
+
+fn bare_opened(stream: TcpStream) -> Opened {
+    Opened { stream, id: 0, window_bytes_total: u64::MAX }
+}
+
+/// What an error frame says, or that the frame is a surprise.
+fn unexpected(opcode: Option<Opcode>, payload: &[u8]) -> io::Error {
+    match opcode.and_then(|opcode| Answer::decode(opcode, payload).ok()) {
+        Some(Answer::Error(error) | Answer::PublishError(error)) => {
+            bad_bytes(&format!("the broker says: {}", error.text.unwrap_or_default()))
+        }
+        Some(Answer::Drain(_)) => bad_bytes("the broker is going down"),
+        _ => bad_bytes(&format!("{opcode:?} is not expected on this connection")),
+    }
+}
+
+impl Producer {
+    /// Messages that this confirms.
+    fn take_confirm(&mut self, confirm: &Confirm) -> io::Result<u64> {
+        if confirm.sequence > self.sent || confirm.sequence < self.confirmed {
+            return Err(bad_bytes("a confirm of what was not sent"));
+        }
+        if confirm.duplicates + confirm.dropped != 0 {
+            return Err(bad_bytes("a confirm of duplicates or of dropped messages"));
+        }
+        let confirmed = confirm.sequence - self.confirmed;
+        self.confirmed = confirm.sequence;
+        self.window_bytes_total = self.window_bytes_total.max(confirm.window_bytes_total);
+        Ok(confirmed)
+    }
+
+    /// A queue that blocks just grants nothing for a while.
+    fn take_answer(&mut self, opcode: Opcode, payload: &[u8]) -> io::Result<()> {
+        match Answer::decode(opcode, payload) {
+            Ok(Answer::Blocked(_)) => Ok(()),
+            Ok(Answer::Unblocked(unblocked)) => {
+                self.window_bytes_total = self.window_bytes_total.max(unblocked.window_bytes_total);
+                Ok(())
+            }
+            _ => Err(unexpected(Some(opcode), payload)),
+        }
+    }
+}
+
+/// What one read brought to a consumer.
+#[derive(Default)]
+struct Received {
+    first: u64,
+    messages: u64,
+    /// Of records.
+    bytes: u64,
+}
+
+impl Received {
+    #[inline]
+    fn add(&mut self, run: &DeliverHeader, payload_bytes: usize) -> io::Result<()> {
+        if self.messages == 0 {
+            self.first = run.delivery_id;
+        }
+        if run.delivery_id != self.first + self.messages {
+            return Err(bad_bytes("delivery ids that do not count up"));
+        }
+        self.messages += u64::from(run.record_count);
+        self.bytes += (payload_bytes - forebay::limits::DELIVER_HEADER_BYTES) as u64;
+        Ok(())
+    }
+
+    /// Acks all of it, and grants as much again where credit is kept.
+    fn answer(&self, whole: bool, out: &mut Vec<u8>) {
+        let ack =
+            AckRange { handle: HANDLE, first: self.first, last: self.first + self.messages - 1 };
+        out.extend_from_slice(&FrameHeader::new(Opcode::Ack, 0, AckRange::BYTES).encode());
+        out.extend_from_slice(&ack.encode());
+        if whole {
+            let messages = self.messages as u32;
+            let credit = CreditEntry { handle: HANDLE, messages, bytes: self.bytes };
+            out.extend_from_slice(
+                &FrameHeader::new(Opcode::Credit, 0, CreditEntry::BYTES).encode(),
+            );
+            out.extend_from_slice(&credit.encode());
+        }
+    }
+}
+
+/// Shows the messages of a deliver frame.
+#[inline]
+fn take_run(
+    payload: &[u8],
+    consumer: usize,
+    take: &mut impl FnMut(usize, &[u8]),
+) -> io::Result<DeliverHeader> {
+    let (run, records) = DeliverHeader::decode(payload).ok_or(bad_bytes("a bad deliver frame"))?;
+    let mut records = Records::new(records);
+    let mut count = 0;
+    for record in &mut records {
+        take(consumer, record.body);
+        count += 1;
+    }
+    if count == 0 || count != run.record_count || !records.rest().is_empty() {
+        return Err(bad_bytes("a deliver frame that counts its records wrong"));
+    }
+    Ok(run)
+}
+
+impl Wire for FastWire {
+    #[inline]
+    fn room(&self, producer: usize) -> usize {
+        let producer = &self.producers[producer];
+        let by_count = self.window - (producer.sent - producer.confirmed) as usize;
+        let bytes = producer.window_bytes_total.saturating_sub(producer.sent_bytes);
+        let each = (RECORD_HEADER_BYTES + self.body_bytes) as u64;
+        let by_bytes = bytes.saturating_sub(BATCH_HEADER_BYTES as u64) / each;
+        by_count.min(usize::try_from(by_bytes).unwrap_or(usize::MAX))
+    }
+
+    fn publish(
+        &mut self,
+        producer: usize,
+        count: usize,
+        mut fill: impl FnMut(&mut [u8]),
+    ) -> io::Result<()> {
+        let records_bytes = count * (RECORD_HEADER_BYTES + self.body_bytes);
+        assert!(records_bytes <= BATCH_RECORDS_BYTES_MAX, "batches are bounded by the arguments");
+        let producer = &mut self.producers[producer];
+        let peer = &mut self.peers[producer.peer];
+        if !peer.is_pending() {
+            self.dirty.push(producer.peer);
+        }
+        let payload_bytes = BATCH_HEADER_BYTES + records_bytes;
+        let header = FrameHeader::new(Opcode::Publish, HANDLE, payload_bytes);
+        let batch = BatchHeader {
+            record_count: count as u32,
+            records_bytes: records_bytes as u32,
+            producer_id: producer.id,
+            producer_sequence: producer.sent + 1,
+            ..Default::default()
+        };
+        peer.out.extend_from_slice(&header.encode());
+        let start = peer.out.len();
+        peer.out.resize(start + payload_bytes, 0);
+        let (batch_bytes, records) = peer.out[start..].split_at_mut(BATCH_HEADER_BYTES);
+        batch_bytes.copy_from_slice(&batch.encode());
+        let record_header =
+            RecordHeader { body_bytes: self.body_bytes as u32, ..Default::default() };
+        let records = records.chunks_exact_mut(RECORD_HEADER_BYTES + self.body_bytes);
+        for (sequence_delta, record) in (0..).zip(records) {
+            let (header, body) = record.split_at_mut(RECORD_HEADER_BYTES);
+            header.copy_from_slice(&RecordHeader { sequence_delta, ..record_header }.encode());
+            fill(body);
+        }
+        if self.whole {
+            let crc = crc32c(&peer.out[start + 4..]);
+            peer.out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+        }
+        producer.sent += count as u64;
+        producer.sent_bytes += payload_bytes as u64;
+        Ok(())
+    }
+
+    fn turn(&mut self, wait: Duration, mut take: impl FnMut(usize, &[u8])) -> io::Result<()> {
+        self.flush_dirty()?;
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.clear();
+        self.epoll.wait(wait, &mut ready)?;
+        for event in &ready {
+            if event.writable {
+                self.flush_writable(event.token as usize)?;
+            }
+            if event.readable {
+                self.read(event.token as usize, &mut take)?;
+            }
+        }
+        self.ready = ready;
+        Ok(())
+    }
+
+    fn confirmed(&self) -> u64 {
+        self.confirmed
+    }
+}

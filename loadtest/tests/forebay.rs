@@ -1,0 +1,76 @@
+//! Smoke tests of the load test against the broker: every message arrives once, whole and in order.
+//! No figure of speed is asserted.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The broker's program: beside this test's, where a build of the whole workspace puts it; else
+/// built now.
+fn broker() -> &'static PathBuf {
+    static BROKER: OnceLock<PathBuf> = OnceLock::new();
+    BROKER.get_or_init(|| {
+        let path = PathBuf::from(env!("CARGO_BIN_EXE_forebay-loadtest")).with_file_name("forebay");
+        if !path.is_file() {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+            let built = cargo.args(["build", "--bin", "forebay"]).status().unwrap();
+            assert!(built.success() && path.is_file(), "the broker is not at {}", path.display());
+        }
+        path
+    })
+}
+
+/// Runs the load test unpinned with `--spawn --json`, expects success, gives the JSON.
+fn measure(line: &str) -> Value {
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("report.json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay-loadtest"));
+    command.args(line.split(' ')).arg("--spawn").arg("--forebay-binary").arg(broker());
+    command.args(["--broker-core", "none", "--client-core", "none", "--json"]).arg(&json);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    for fault in ["lost", "duplicated", "reordered", "corrupt"] {
+        assert_eq!(report[fault], 0, "{fault}: {report}");
+    }
+    assert_eq!(report["sent"], report["confirmed"], "{report}");
+    report
+}
+
+#[test]
+fn every_message_of_many_clients_arrives() {
+    for client in ["wire", "blocking"] {
+        let clients = format!("--client {client} --producers 3 --consumers 2");
+        for size in ["16 --count 30000", "1KiB --count 20000", "200KiB --count 200"] {
+            let report = measure(&format!("throughput {clients} --size {size}"));
+            assert_eq!(report["received"], report["sent"], "{report}");
+        }
+    }
+}
+
+#[test]
+fn publishes_are_confirmed_one_by_one() {
+    for client in ["wire", "blocking"] {
+        let line = format!("throughput --client {client} --connections 8 --count 2000");
+        assert_eq!(measure(&line)["confirmed"], 2000);
+    }
+}
+
+#[test]
+fn what_is_due_is_sent_and_received() {
+    for client in ["wire", "blocking"] {
+        let line = format!("latency --client {client} --rate 2000 --duration 300ms --warmup 100ms");
+        let report = measure(&line);
+        assert_eq!((&report["sent"], &report["messages"]), (&800.into(), &600.into()));
+    }
+}
+
+#[test]
+fn idle_connections_and_queues_are_held() {
+    let report = measure("idle --connections 20 --queues 500 --duration 200ms");
+    assert!(report["more"]["rss_bytes"].as_u64().unwrap() > 0, "{report}");
+}

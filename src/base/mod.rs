@@ -1,0 +1,12 @@
+//! L0: what everything stands on and what knows nothing of messages. No OS, no clock, no I/O.
+
+pub mod checksum;
+#[cfg(feature = "server")]
+pub mod chunk_pool;
+#[cfg(feature = "server")]
+pub mod deadlines;
+pub mod prng;
+#[cfg(feature = "server")]
+pub mod slot_map;
+pub mod time;
+pub mod units;

@@ -1,0 +1,130 @@
+//! What is told on standard error while long work goes on: a bar for people at a terminal, and a
+//! line for whatever should be known at once, such as a lost broker or a full queue.
+
+use crate::base::units::show_duration;
+use crate::cli::clock::now;
+use crate::cli::table::{per_second, thousands};
+use crate::client::{ConnectionEvent, ErrorCode, ReconnectPolicy};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Work that is over before this shows no bar.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// Progress of one command. Cheap to clone; all clones are the same.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    begun: Instant,
+    json: bool,
+    wanted: bool,
+    /// The queue was missing and is made anew.
+    renewed_queue: Arc<AtomicBool>,
+}
+
+impl Progress {
+    /// For work of so many steps, if that is known. No bar is shown unless it is `wanted` and
+    /// standard error is a terminal. `json`: lines are for programs.
+    pub fn new(steps: Option<u64>, wanted: bool, json: bool) -> Progress {
+        let bar = match steps {
+            Some(steps) => ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::hidden()),
+            None => ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()),
+        };
+        let template = match steps {
+            Some(_) => "{bar:30} {percent:>3}%  {msg}",
+            None => "{spinner} {msg}",
+        };
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        let wanted = wanted && !json && std::io::stderr().is_terminal();
+        Progress { bar, begun: now(), json, wanted, renewed_queue: Arc::default() }
+    }
+
+    /// Time since the work began.
+    pub fn elapsed(&self) -> Duration {
+        now().duration_since(self.begun)
+    }
+
+    /// So many steps and messages are done. Call it a few times a second.
+    pub fn at(&self, steps: u64, messages: u64) {
+        let elapsed = self.elapsed();
+        if !self.wanted || elapsed < QUIET {
+            return;
+        }
+        if self.bar.is_hidden() {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        let rate = per_second(messages as f64 / elapsed.as_secs_f64());
+        self.bar.set_position(steps);
+        self.bar.set_message(format!("{} messages, {rate}", thousands(messages)));
+        self.bar.tick();
+    }
+
+    /// Takes the bar away, and says to people at a terminal what was done.
+    pub fn end(&self, done: &str, messages: u64) {
+        self.bar.finish_and_clear();
+        if self.wanted {
+            let elapsed = self.elapsed();
+            let rate = per_second(messages as f64 / elapsed.as_secs_f64().max(1e-9));
+            let (messages, elapsed) = (thousands(messages), show_duration(elapsed));
+            eprintln!("{done} {messages} messages in {elapsed} ({rate})");
+        }
+    }
+
+    /// Says something at once, on a line of its own.
+    pub fn notice(&self, code: &str, text: &str) {
+        let line = match self.json {
+            true => json!({ "notice": { "code": code, "text": text } }).to_string(),
+            false => format!("forebay: {}", text.replace(['\n', '\r'], " ")),
+        };
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+
+    /// Says what becomes of a connection, as far as it is worth a line. `missing` is what is done
+    /// about a queue that is gone; without it, an error will say so.
+    pub fn connection_event(
+        &self,
+        event: &ConnectionEvent,
+        policy: &ReconnectPolicy,
+        missing: Option<&str>,
+    ) {
+        match event {
+            // The first one is no news; those after a loss follow a line about it.
+            ConnectionEvent::Connected { .. } | ConnectionEvent::Unblocked => {}
+            ConnectionEvent::Disconnected { reason } => {
+                let try_for = show_duration(policy.give_up_after);
+                self.notice("disconnected", &format!("{reason}; trying again for {try_for}"));
+            }
+            ConnectionEvent::Draining { reason } => self.notice("draining", reason),
+            ConnectionEvent::Blocked { reason, .. } => {
+                let text = format!("the queue takes nothing for now ({reason}); waiting");
+                self.notice("blocked", &text);
+            }
+            ConnectionEvent::QueueMissing { queue } => {
+                self.renewed_queue.store(true, Ordering::Relaxed);
+                if let Some(missing) = missing {
+                    self.notice("queue_missing", &format!("queue `{queue}` is gone; {missing}"));
+                }
+            }
+            // In a queue that has just been created nothing is there twice.
+            ConnectionEvent::ProducerRenewed { .. }
+                if self.renewed_queue.swap(false, Ordering::Relaxed) => {}
+            ConnectionEvent::ProducerRenewed { messages } => {
+                let text = format!(
+                    "the broker had forgotten this publisher: {} messages were sent again and may \
+                     be there twice",
+                    thousands(*messages)
+                );
+                self.notice("producer_renewed", &text);
+            }
+            // What was on its way when its handle was closed; that has its own message.
+            ConnectionEvent::Fault { error } if error.code == Some(ErrorCode::UnknownHandle) => {}
+            ConnectionEvent::Fault { error } => self.notice(error.name(), &error.to_string()),
+        }
+    }
+}

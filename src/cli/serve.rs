@@ -1,0 +1,136 @@
+//! The arguments of `serve`, as the user wrote them: the program hands them to the broker, whose
+//! configuration reads them by the same rules as environment and file, and knows the defaults.
+
+use clap::Args;
+
+/// What the command line says about a broker to start.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+#[command(after_help = EXAMPLES)]
+pub struct ServeArgs {
+    /// Address to listen on; port 0 picks a free one [default: 127.0.0.1:7440]
+    ///
+    /// Beyond loopback the broker wants --token, or --insecure. Once it is ready it prints one
+    /// line on standard output with its address: `forebay ready on ADDR`.
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+
+    /// Directory for everything that is written [default: ./forebay-data]
+    ///
+    /// Made if it is missing. Two brokers cannot share one.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+
+    /// Memory for messages and all that belongs to them, such as 256MiB [default: half of what
+    /// there is]
+    ///
+    /// At the limit new messages are refused, or their publishers wait, as each queue's --on-full
+    /// says. Consumers go on.
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<String>,
+
+    /// Largest body of a message, such as 1MiB [default: 16MiB, or an eighth of a shard's memory]
+    #[arg(long, value_name = "SIZE")]
+    message_bytes_max: Option<String>,
+
+    /// Threads that serve; this version runs one [default: 1]
+    #[arg(long, value_name = "N")]
+    shards: Option<String>,
+
+    /// Core of each shard, such as 0 or 0,1 [default: where the system puts them]
+    #[arg(long, value_name = "CORES")]
+    pin: Option<String>,
+
+    /// What a client must present; better given as FOREBAY_TOKEN, which `ps` does not show
+    #[arg(long, value_name = "TOKEN", conflicts_with = "insecure")]
+    token: Option<String>,
+
+    /// Listen beyond loopback without a token
+    ///
+    /// Anybody who reaches the address can then read, take and delete every message.
+    #[arg(long)]
+    insecure: bool,
+
+    /// Configuration file: TOML with the names of these flags, `-` written as `_`
+    #[arg(long, value_name = "FILE", env = "FOREBAY_CONFIG", hide_env_values = true)]
+    pub config: Option<std::path::PathBuf>,
+
+    /// Print the configuration that these flags, the environment and the file make, and exit
+    #[arg(long)]
+    pub print_config: bool,
+
+    /// Connections served at once [default: 65536]
+    #[arg(long, value_name = "N")]
+    connections_max: Option<String>,
+
+    /// Time for clients to finish after SIGTERM [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    drain_timeout: Option<String>,
+
+    /// Time for a new connection to say hello [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    hello_timeout: Option<String>,
+
+    /// Time for a frame that was begun to be complete [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    frame_timeout: Option<String>,
+
+    /// Time after which a consumer that takes nothing of what it is sent is closed [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    stall_timeout: Option<String>,
+
+    /// Spin instead of sleeping: lower latency, for a whole core per shard
+    #[arg(long)]
+    busy_poll: bool,
+
+    /// How much to log on standard error: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<String>,
+}
+
+impl ServeArgs {
+    /// The settings that were given: name as in the configuration file, and text.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let switch = |on: bool| on.then(|| "true".to_owned());
+        let all = [
+            ("listen", self.listen.clone()),
+            ("data_dir", self.data_dir.clone()),
+            ("memory_limit", self.memory_limit.clone()),
+            ("message_bytes_max", self.message_bytes_max.clone()),
+            ("shards", self.shards.clone()),
+            ("pin", self.pin.clone()),
+            ("token", self.token.clone()),
+            ("insecure", switch(self.insecure)),
+            ("connections_max", self.connections_max.clone()),
+            ("drain_timeout", self.drain_timeout.clone()),
+            ("hello_timeout", self.hello_timeout.clone()),
+            ("frame_timeout", self.frame_timeout.clone()),
+            ("stall_timeout", self.stall_timeout.clone()),
+            ("busy_poll", switch(self.busy_poll)),
+            ("log", self.log.clone()),
+        ];
+        all.into_iter().filter_map(|(key, text)| Some((key, text?))).collect()
+    }
+}
+
+const EXAMPLES: &str = "\
+Each setting can also be given as an environment variable (FOREBAY_MEMORY_LIMIT for
+--memory-limit) or in the configuration file; flags go before the environment, that before
+the file.
+
+Examples:
+  forebay serve
+      Everything by default: 127.0.0.1:7440, ./forebay-data.
+
+  forebay serve --listen 127.0.0.1:0 --memory-limit 256MiB --pin 0
+      A free port, a small memory, on core 0.
+
+  FOREBAY_TOKEN=$(cat token) forebay serve --listen 0.0.0.0:7440
+      Open to the network, for those who know the token.
+
+  forebay serve --print-config > forebay.toml
+      A configuration file to begin with.
+
+SIGTERM or Ctrl-C lets the clients finish, then it ends; a second one ends it at once.
+
+Exit codes: 0 stopped as asked, 1 failed while running, 2 could not start (an address or a
+data directory in use, a bad option).";

@@ -1,0 +1,52 @@
+//! L3: the client. A sans-IO session that knows the protocol, and blocking drivers over it.
+//!
+//! - [`Connection`]: ping, queues, stats: one request, one answer
+//! - [`Publisher`]: gathers messages into batches by itself; a [`Confirm`] per publish
+//! - [`Consumer`]: messages one by one or by the batch, acked on the message
+//!
+//! All three reconnect by themselves: a publisher sends again what was not confirmed, and the
+//! broker knows it by producer id and sequence; a consumer opens again, and acks of what was
+//! delivered before are dropped, for the broker has given those messages back to the queue.
+//!
+//! ```no_run
+//! use forebay::client::{ConnectOptions, Connection, Consumer, ConsumerOptions};
+//! use forebay::client::{Publisher, PublisherOptions, QueueOptions};
+//! use std::time::Duration;
+//!
+//! let broker = ConnectOptions::new("127.0.0.1:7440");
+//! Connection::open(&broker)?.queue_create("jobs", &QueueOptions::default())?;
+//!
+//! let publisher = Publisher::open(&broker, "jobs", PublisherOptions::default())?;
+//! publisher.publish("hello")?.wait()?;
+//!
+//! let mut consumer = Consumer::open(&broker, "jobs", ConsumerOptions::default())?;
+//! if let Some(message) = consumer.recv(Some(Duration::from_secs(1)))? {
+//!     println!("{}", String::from_utf8_lossy(message.body()));
+//!     message.ack();
+//! }
+//! consumer.close()?;
+//! # Ok::<(), forebay::client::ClientError>(())
+//! ```
+
+mod blocking;
+mod error;
+mod message;
+mod options;
+pub mod session;
+
+pub use crate::protocol::error::ErrorCode;
+pub use crate::protocol::hot::Reached;
+pub use crate::protocol::wire::{
+    OnFull, PeekedMessageT as PeekedMessage, QueueCountersT as QueueCounters,
+    QueueDescriptionT as QueueDescription, StatsT as Stats,
+};
+pub use blocking::connection::{Connection, Peeked, Removed};
+pub use blocking::consumer::{AckCount, ConsumeCounts, Consumer};
+pub use blocking::delivery::{Batch, Delivery, DeliveryId, Iter, OwnedDelivery};
+pub use blocking::publisher::{Confirm, PublishCounts, Publisher, PublisherState};
+pub use error::{BrokerError, ClientError, LostReason};
+pub use message::{Message, Properties};
+pub use options::{
+    ConnectOptions, ConnectionEvent, ConsumerOptions, DEFAULT_SERVER, EventSink, MissingQueue,
+    PublisherOptions, QueueChange, QueueOptions, ReconnectPolicy,
+};

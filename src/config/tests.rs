@@ -1,0 +1,198 @@
+//! Every key from every source, what wins, and what is refused in which words.
+
+use super::*;
+
+const MACHINE: Machine = Machine { memory_bytes: 8 << 30, cores: 4 };
+
+fn flags(pairs: &[(&str, &str)]) -> Settings {
+    Settings::from_flags(pairs.iter().map(|(key, text)| (*key, (*text).to_owned())))
+}
+
+fn environment(pairs: &[(&str, &str)]) -> Settings {
+    let pairs = pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+    Settings::from_environment(pairs)
+}
+
+fn refused(settings: &Settings) -> String {
+    let text = Config::new(settings, MACHINE).expect_err("must be refused").to_string();
+    assert!(!text.contains('\n'), "an error is one line: {text}");
+    text
+}
+
+#[test]
+fn the_defaults() {
+    let config = Config::new(&Settings::default(), MACHINE).unwrap();
+    assert_eq!(config.listen.to_string(), "127.0.0.1:7440");
+    assert_eq!(config.data_dir, PathBuf::from("./forebay-data"));
+    assert_eq!(config.memory_limit_bytes, 4 << 30);
+    assert_eq!(config.message_bytes_max, 16 << 20);
+    assert_eq!(config.shards, 1);
+    assert_eq!(config.pin, Vec::<usize>::new());
+    assert_eq!(config.token, None);
+    assert!(!config.insecure && !config.busy_poll);
+    assert_eq!(config.drain_timeout, Duration::from_secs(5));
+    assert_eq!(config.log, LogLevel::Info);
+}
+
+#[test]
+fn a_small_machine_gets_the_smallest_limit_and_smaller_messages() {
+    let machine = Machine { memory_bytes: 20 << 20, cores: 1 };
+    let config = Config::new(&Settings::default(), machine).unwrap();
+    assert_eq!(config.memory_limit_bytes, 16 << 20);
+    assert_eq!(config.message_bytes_max, 2 << 20);
+}
+
+#[test]
+fn flags_go_before_environment_before_file() {
+    let file = Settings::from_toml(
+        "listen = \"127.0.0.1:1\"\nmemory_limit = \"64MiB\"\nconnections_max = 5\n",
+        "f.toml",
+    );
+    let environment =
+        environment(&[("FOREBAY_LISTEN", "127.0.0.1:2"), ("FOREBAY_MEMORY_LIMIT", "128MiB")]);
+    let all = flags(&[("listen", "127.0.0.1:3")]).over(environment).over(file.unwrap());
+    let config = Config::new(&all, MACHINE).unwrap();
+    assert_eq!(config.listen.port(), 3);
+    assert_eq!(config.memory_limit_bytes, 128 << 20);
+    assert_eq!(config.connections_max, 5);
+}
+
+#[test]
+fn every_key_can_come_from_every_source() {
+    let values = [
+        ("listen", "0.0.0.0:9"),
+        ("data_dir", "/tmp/x"),
+        ("memory_limit", "64MiB"),
+        ("message_bytes_max", "1MiB"),
+        ("shards", "1"),
+        ("pin", "0,1"),
+        ("token", "secret"),
+        ("insecure", "false"),
+        ("connections_max", "7"),
+        ("drain_timeout", "1s"),
+        ("hello_timeout", "2s"),
+        ("frame_timeout", "3s"),
+        ("stall_timeout", "4s"),
+        ("busy_poll", "true"),
+        ("log", "debug"),
+    ];
+    assert_eq!(values.map(|(key, _)| key), KEYS);
+    let by_flags = Config::new(&flags(&values), MACHINE).unwrap();
+    assert_eq!(by_flags.pin, [0, 1]);
+    assert_eq!(by_flags.token.as_deref(), Some("secret"));
+    assert_eq!(by_flags.stall_timeout, Duration::from_secs(4));
+
+    let names = values.map(|(key, _)| format!("FOREBAY_{}", key.to_uppercase()));
+    let pairs: Vec<_> = names.iter().zip(&values).map(|(n, (_, v))| (n.as_str(), *v)).collect();
+    assert_eq!(Config::new(&environment(&pairs), MACHINE).unwrap(), by_flags);
+
+    let text: String = values.map(|(key, value)| format!("{key} = \"{value}\"\n")).concat();
+    let by_file = Settings::from_toml(&text, "f.toml").unwrap();
+    assert_eq!(Config::new(&by_file, MACHINE).unwrap(), by_flags);
+}
+
+#[test]
+fn a_printed_configuration_gives_itself_again() {
+    let settings = flags(&[
+        ("listen", "[::1]:7440"),
+        ("data_dir", "/tmp/with \"quotes\""),
+        ("memory_limit", "123456789"),
+        ("pin", "3"),
+        ("drain_timeout", "1500ms"),
+        ("busy_poll", "true"),
+        ("log", "trace"),
+    ]);
+    let config = Config::new(&settings, MACHINE).unwrap();
+    let again = Settings::from_toml(&config.to_toml(), "printed").unwrap();
+    assert_eq!(Config::new(&again, MACHINE).unwrap(), config);
+}
+
+#[test]
+fn a_printed_configuration_does_not_give_the_token_away() {
+    let config = Config::new(&flags(&[("token", "s3cret")]), MACHINE).unwrap();
+    assert!(!config.to_toml().contains("s3cret"));
+    assert!(config.to_toml().contains("token is set"));
+}
+
+#[test]
+fn beyond_loopback_only_with_a_token_or_said_aloud() {
+    for open in ["0.0.0.0:7440", "[::]:7440", "192.168.1.1:7440"] {
+        let text = refused(&flags(&[("listen", open)]));
+        assert!(text.contains("--insecure") && text.contains(open), "{text}");
+        Config::new(&flags(&[("listen", open), ("token", "t")]), MACHINE).unwrap();
+        Config::new(&flags(&[("listen", open), ("insecure", "true")]), MACHINE).unwrap();
+    }
+    for loopback in ["127.0.0.1:7440", "[::1]:0", "localhost:7440"] {
+        Config::new(&flags(&[("listen", loopback)]), MACHINE).unwrap();
+    }
+    let text = refused(&flags(&[("token", "t"), ("insecure", "true")]));
+    assert!(text.contains("contradict"), "{text}");
+}
+
+#[test]
+fn a_token_that_is_nearer_takes_back_an_insecure_that_is_farther() {
+    let file = Settings::from_toml("insecure = true\nlisten = \"0.0.0.0:1\"", "f.toml").unwrap();
+    let config = Config::new(&flags(&[("token", "t")]).over(file), MACHINE).unwrap();
+    assert!(!config.insecure);
+    assert_eq!(config.token.as_deref(), Some("t"));
+}
+
+#[test]
+fn messages_must_fit_their_share_of_memory() {
+    let settings = flags(&[("memory_limit", "64MiB"), ("message_bytes_max", "9MiB")]);
+    let text = refused(&settings);
+    for part in ["message_bytes_max 9MiB", "memory_limit 64MiB", "8MiB"] {
+        assert!(text.contains(part), "{part} is not in: {text}");
+    }
+    let settings = flags(&[("memory_limit", "64MiB"), ("message_bytes_max", "8MiB")]);
+    assert_eq!(Config::new(&settings, MACHINE).unwrap().message_bytes_max, 8 << 20);
+    let text = refused(&flags(&[("memory_limit", "4GiB"), ("message_bytes_max", "65MiB")]));
+    assert!(text.contains("64MiB"), "{text}");
+    let config = Config::new(&flags(&[("memory_limit", "32MiB")]), MACHINE).unwrap();
+    assert_eq!(config.message_bytes_max, 4 << 20);
+}
+
+#[test]
+fn refusals_name_the_setting_as_its_source_does() {
+    for (key, text, expected) in [
+        ("memory_limit", "1MiB", "--memory-limit: 1MiB is too little"),
+        ("memory_limit", "lots", "--memory-limit: `lots`"),
+        ("shards", "2", "--shards: this version runs one shard, not 2"),
+        ("shards", "0", "--shards: `0`"),
+        ("pin", "a", "--pin: `a`"),
+        ("listen", "7440", "--listen: `7440`"),
+        ("listen", "example.org:7440", "--listen: `example.org:7440`"),
+        ("connections_max", "0", "--connections-max: `0`"),
+        ("drain_timeout", "5", "--drain-timeout: `5` has no unit"),
+        ("drain_timeout", "2d", "--drain-timeout: `2d` is longer"),
+        ("hello_timeout", "0s", "--hello-timeout: no time"),
+        ("busy_poll", "maybe", "--busy-poll: `maybe`"),
+        ("log", "loud", "--log: `loud`"),
+        ("token", "", "--token: an empty token"),
+        ("data_dir", "", "--data-dir: no directory"),
+    ] {
+        let refusal = refused(&flags(&[(key, text)]));
+        assert!(refusal.starts_with(expected), "{refusal}");
+    }
+    let refusal = refused(&environment(&[("FOREBAY_SHARDS", "x")]));
+    assert!(refusal.starts_with("FOREBAY_SHARDS: "), "{refusal}");
+    let refusal = refused(&Settings::from_toml("shards = 3", "f.toml").unwrap());
+    assert!(refusal.starts_with("f.toml: shards: "), "{refusal}");
+}
+
+#[test]
+fn a_file_with_a_wrong_key_or_no_toml_is_refused() {
+    let error = |text| Settings::from_toml(text, "f.toml").unwrap_err().to_string();
+    assert_eq!(error("memory = 1"), "f.toml: there is no setting `memory`");
+    let text = error("shards = 1\n\nlisten = = 2\n");
+    assert!(text.starts_with("f.toml, line 3: ") && !text.contains('\n'), "{text}");
+    assert!(error("[server]\nlisten = 1").contains("no setting `server`"));
+    assert!(error("shards = 1.5").contains("float"));
+}
+
+#[test]
+fn the_environment_of_clients_and_others_is_left_alone() {
+    let variables =
+        [("FOREBAY_SERVER", "x"), ("PATH", "/bin"), ("FOREBAY_LISTEN", ""), ("SHARDS", "9")];
+    assert!(environment(&variables).is_empty());
+}

@@ -1,0 +1,138 @@
+//! The header of a chunk: what makes it self-describing once it leaves memory.
+//!
+//! ```text
+//!  0  u32  crc32c           over bytes 4..64 and the CRC32C of what follows, to `used_bytes`
+//!  4  u32  magic            "FBCK"
+//!  8  u16  version          1
+//! 10  u16  flags, zero
+//! 12  u32  used_bytes       header and batches, without the padding
+//! 16  u64  queue            number of the queue in its store
+//! 24  u64  first_sequence
+//! 32  u64  end_sequence     one past the last
+//! 40  u32  batch_count
+//! 44  u32  reserved, zero
+//! 48  u64  chunk            ordinal of the chunk in its log
+//! 56  u64  reserved, zero
+//! ```
+
+use crate::base::checksum::crc32c;
+use crate::format::{u16_at, u32_at, u64_at};
+use crate::limits::CHUNK_HEADER_BYTES;
+
+/// "FBCK", little endian.
+pub const MAGIC: u32 = u32::from_le_bytes(*b"FBCK");
+/// Version of the chunk layout.
+pub const VERSION: u16 = 1;
+
+/// Why an image is not a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChunkError {
+    /// Shorter than a header, or than the header says.
+    #[error("the chunk's image has {actual} bytes where {expected} are needed")]
+    Length {
+        /// What is needed.
+        expected: usize,
+        /// What there is.
+        actual: usize,
+    },
+    /// The magic is another: never written, or overwritten.
+    #[error("not a chunk: magic {0:#010x}")]
+    Magic(u32),
+    /// A version that this program does not know.
+    #[error("chunk version {0} is not supported, only 1")]
+    Version(u16),
+    /// The checksum does not match the bytes.
+    #[error("the chunk's checksum is {actual:#010x} where its header says {expected:#010x}")]
+    Checksum {
+        /// What the header says.
+        expected: u32,
+        /// What the bytes give.
+        actual: u32,
+    },
+    /// Fields that contradict each other, or reserved bytes that are not zero.
+    #[error("the chunk's header contradicts itself")]
+    Contradiction,
+}
+
+/// See the module.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChunkHeader {
+    /// Header and batches.
+    pub used_bytes: u32,
+    /// The queue's number in its store.
+    pub queue: u64,
+    /// Sequence of the first message.
+    pub first_sequence: u64,
+    /// One past the sequence of the last.
+    pub end_sequence: u64,
+    /// Batches in the chunk.
+    pub batch_count: u32,
+    /// Ordinal of the chunk in its log.
+    pub chunk: u64,
+}
+
+impl ChunkHeader {
+    /// The header as bytes, with the checksum over itself and `batches`.
+    ///
+    /// # Panics
+    /// If `used_bytes` is not the header and `batches` together.
+    pub fn encode(&self, batches: &[u8]) -> [u8; CHUNK_HEADER_BYTES] {
+        assert_eq!(self.used_bytes as usize, CHUNK_HEADER_BYTES + batches.len());
+        let mut bytes = [0; CHUNK_HEADER_BYTES];
+        bytes[4..8].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.used_bytes.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.queue.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.first_sequence.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.end_sequence.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.batch_count.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.chunk.to_le_bytes());
+        let crc = checksum(&bytes, batches);
+        bytes[0..4].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads and checks a whole image; padding behind `used_bytes` is not looked at.
+    pub fn decode(image: &[u8]) -> Result<ChunkHeader, ChunkError> {
+        let Some(bytes) = image.first_chunk::<CHUNK_HEADER_BYTES>() else {
+            return Err(ChunkError::Length { expected: CHUNK_HEADER_BYTES, actual: image.len() });
+        };
+        if u32_at(bytes, 4) != MAGIC {
+            return Err(ChunkError::Magic(u32_at(bytes, 4)));
+        }
+        if u16_at(bytes, 8) != VERSION {
+            return Err(ChunkError::Version(u16_at(bytes, 8)));
+        }
+        let header = ChunkHeader {
+            used_bytes: u32_at(bytes, 12),
+            queue: u64_at(bytes, 16),
+            first_sequence: u64_at(bytes, 24),
+            end_sequence: u64_at(bytes, 32),
+            batch_count: u32_at(bytes, 40),
+            chunk: u64_at(bytes, 48),
+        };
+        let used = header.used_bytes as usize;
+        if used < CHUNK_HEADER_BYTES || used > image.len() {
+            return Err(ChunkError::Length { expected: used, actual: image.len() });
+        }
+        let expected = u32_at(bytes, 0);
+        let actual = checksum(bytes, &image[CHUNK_HEADER_BYTES..used]);
+        if actual != expected {
+            return Err(ChunkError::Checksum { expected, actual });
+        }
+        let reserved = u16_at(bytes, 10) != 0 || u32_at(bytes, 44) != 0 || u64_at(bytes, 56) != 0;
+        if reserved || header.first_sequence > header.end_sequence {
+            return Err(ChunkError::Contradiction);
+        }
+        Ok(header)
+    }
+}
+
+/// Over the header behind its checksum, then the checksum of the batches: so that neither needs to
+/// be copied next to the other.
+fn checksum(header: &[u8; CHUNK_HEADER_BYTES], batches: &[u8]) -> u32 {
+    let mut tail = [0; CHUNK_HEADER_BYTES];
+    tail[..CHUNK_HEADER_BYTES - 4].copy_from_slice(&header[4..]);
+    tail[CHUNK_HEADER_BYTES - 4..].copy_from_slice(&crc32c(batches).to_le_bytes());
+    crc32c(&tail)
+}

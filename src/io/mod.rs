@@ -1,0 +1,218 @@
+//! L1: the seam to the operating system. Three traits, joined by [`World`]; the shard is generic
+//! over it, so production and simulation differ in a type parameter and nowhere else. Only the
+//! backends below call the system.
+//!
+//! Nothing here calls back: `poll` fills a list of events, completions are polled, and every
+//! outcome is a value. No method blocks but [`Net::poll`], the thread's one blocking point.
+
+pub mod affinity;
+pub mod clock;
+pub mod memory;
+pub mod mio_net;
+pub mod process;
+pub mod thread_disk;
+
+use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
+use crate::base::time::Now;
+use std::io::{ErrorKind, IoSlice};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// The types of one world: the real one, or a simulated one.
+pub trait World: 'static {
+    /// Sockets and the blocking point.
+    type Net: Net;
+    /// Files.
+    type Disk: Disk;
+    /// Time.
+    type Clock: Clock;
+}
+
+/// The world that a broker runs in.
+pub struct RealWorld;
+
+impl World for RealWorld {
+    type Net = mio_net::MioNet;
+    type Disk = thread_disk::ThreadDisk;
+    type Clock = clock::SystemClock;
+}
+
+/// Reads both clocks at once. A tick reads it once, after [`Net::poll`] returned.
+pub trait Clock {
+    /// The time now. The monotonic part never goes back; the wall part may jump.
+    fn now(&mut self) -> Now;
+}
+
+/// Names a connected socket until it is closed. Backends use each number again only after `close`,
+/// and never report an event for a closed one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Socket(pub u32);
+
+/// What [`Net::poll`] reports. Readiness is edge-triggered: after an event, read (write) until
+/// `Nothing` or a short count, or the next event may never come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetEvent {
+    /// A listener may have connections to accept.
+    Acceptable,
+    /// The socket may have bytes, its end, or an error to read. `closed` says that the peer sent
+    /// its last byte, or that the socket failed: read until `Closed` or `Failed`.
+    Readable {
+        /// Which.
+        socket: Socket,
+        /// The end is near.
+        closed: bool,
+    },
+    /// The socket may take bytes.
+    Writable(Socket),
+    /// Somebody called the waker: look at the mailboxes.
+    Woken,
+}
+
+/// Outcome of [`Net::accept`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// A connection.
+    Socket(Socket, SocketAddr),
+    /// There is none to accept now.
+    Nothing,
+    /// Out of file descriptors or kernel memory. If `closed_one`, one waiting connection was
+    /// accepted and closed at once, so that its client knows. Others may wait.
+    Shed {
+        /// Whether a waiting connection was closed.
+        closed_one: bool,
+    },
+    /// One connection failed before it was accepted; others may wait.
+    Failed(ErrorKind),
+}
+
+/// Outcome of [`Net::read`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadOutcome {
+    /// So many bytes, at least 1. Fewer than asked for means that there are no more now.
+    Bytes(usize),
+    /// None now; an event will tell.
+    Nothing,
+    /// The peer sent its last byte.
+    Closed,
+    /// The connection is gone.
+    Failed(ErrorKind),
+}
+
+/// Outcome of [`Net::write`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteOutcome {
+    /// So many bytes were taken, at least 1 unless there were none to write. Fewer than given
+    /// means that a [`NetEvent::Writable`] will tell when there is room again.
+    Bytes(usize),
+    /// None now; an event will tell.
+    Nothing,
+    /// The connection is gone.
+    Failed(ErrorKind),
+}
+
+/// Sockets of one shard, and its one blocking point.
+pub trait Net {
+    /// Waits until something is ready, at most `timeout` (`None`: for ever; zero: not at all), and
+    /// appends what is. An interrupted wait returns with nothing.
+    ///
+    /// # Errors
+    /// Only if the system's poller itself fails, which ends the shard.
+    fn poll(
+        &mut self,
+        timeout: Option<Duration>,
+        events: &mut Vec<NetEvent>,
+    ) -> std::io::Result<()>;
+    /// Accepts one waiting connection.
+    fn accept(&mut self) -> Accepted;
+    /// Reads into `buffer`, which is not empty.
+    fn read(&mut self, socket: Socket, buffer: &mut [u8]) -> ReadOutcome;
+    /// Writes `slices` in order.
+    fn write(&mut self, socket: Socket, slices: &[IoSlice<'_>]) -> WriteOutcome;
+    /// Closes the socket; bytes that the system has taken are still sent.
+    fn close(&mut self, socket: Socket);
+    /// Stops listening.
+    fn stop_listening(&mut self);
+}
+
+/// Names an open file of a [`Disk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub u32);
+
+/// Something to do on disk. Offsets and lengths are multiples of
+/// [`DISK_ALIGN_BYTES`](crate::limits::DISK_ALIGN_BYTES). `tag` is the caller's and comes back.
+pub enum DiskRequest {
+    /// Writes a sealed chunk's image.
+    Write {
+        /// Comes back with the completion.
+        tag: u64,
+        /// Where.
+        file: FileId,
+        /// From the file's start.
+        offset: u64,
+        /// What; held until the completion is polled.
+        chunk: SealedChunk,
+    },
+    /// Reads an image into an empty chunk.
+    Read {
+        /// Comes back with the completion.
+        tag: u64,
+        /// Where.
+        file: FileId,
+        /// From the file's start.
+        offset: u64,
+        /// How many.
+        bytes: usize,
+        /// Where to; comes back with the completion.
+        into: ChunkWriter,
+    },
+    /// Asks the device to keep what was written (fdatasync).
+    Sync {
+        /// Comes back with the completion.
+        tag: u64,
+        /// Which.
+        file: FileId,
+    },
+}
+
+/// A [`DiskRequest`] has ended. Completions come in any order.
+pub enum DiskCompletion {
+    /// All bytes of a write are with the system, or it failed.
+    Written {
+        /// The request's.
+        tag: u64,
+        /// How it ended.
+        result: Result<(), ErrorKind>,
+    },
+    /// A read has ended. Fewer bytes than asked for means that the file ends there.
+    Read {
+        /// The request's.
+        tag: u64,
+        /// The chunk, holding what was read.
+        into: ChunkWriter,
+        /// Bytes read, or how it failed.
+        result: Result<usize, ErrorKind>,
+    },
+    /// A sync has ended.
+    Synced {
+        /// The request's.
+        tag: u64,
+        /// How it ended. After an error nothing may be assumed of earlier writes.
+        result: Result<(), ErrorKind>,
+    },
+}
+
+/// Files of one shard. Backends finish short reads and writes and EINTR by themselves.
+pub trait Disk {
+    /// Opens a file of the data directory, made if it is missing. Blocks; for boot, not for ticks.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn open(&mut self, name: &str) -> std::io::Result<FileId>;
+    /// Starts a request. Gives it back when as many are under way as the backend takes.
+    ///
+    /// # Errors
+    /// The request itself, when the backend is full: poll completions and try again.
+    fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest>;
+    /// Takes one completion, if there is one. Completions wake [`Net::poll`].
+    fn poll_completion(&mut self) -> Option<DiskCompletion>;
+}

@@ -1,0 +1,161 @@
+//! Every limit, its unit and its relations. A limit that can be configured has its default in
+//! `config.rs`; here is what no configuration may pass.
+
+/// Bytes in one KiB.
+pub const KIB: usize = 1024;
+/// Bytes in one MiB.
+pub const MIB: usize = 1024 * KIB;
+
+// ---- chunks and batches (the one byte layout) ----
+
+/// Size classes of chunks, smallest first. A queue starts small and grows a class per full chunk.
+pub const CHUNK_CLASS_BYTES: [usize; 5] = [4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB];
+/// Largest chunk: one slot of a spill file.
+pub const CHUNK_BYTES_MAX: usize = CHUNK_CLASS_BYTES[CHUNK_CLASS_BYTES.len() - 1];
+/// Chunks are cut from slabs of this size, which is one huge page.
+pub const SLAB_BYTES: usize = 2 * MIB;
+/// Room at the front of a chunk for what makes it self-describing on disk.
+pub const CHUNK_HEADER_BYTES: usize = 64;
+/// Alignment of chunks in memory and on disk, for O_DIRECT.
+pub const DISK_ALIGN_BYTES: usize = 4 * KIB;
+
+/// The broker's own prefix of a batch in a chunk.
+pub const BATCH_PREFIX_BYTES: usize = 16;
+/// The producer's header of a batch.
+pub const BATCH_HEADER_BYTES: usize = 40;
+/// A batch with its prefix and header; four of them and a chunk header fit one slot.
+pub const BATCH_BYTES_MAX: usize = 256 * KIB - CHUNK_HEADER_BYTES;
+/// A batch as a producer sends it: without the broker's prefix.
+pub const BATCH_WIRE_BYTES_MAX: usize = BATCH_BYTES_MAX - BATCH_PREFIX_BYTES;
+/// The records of one batch together.
+pub const BATCH_RECORDS_BYTES_MAX: usize = BATCH_WIRE_BYTES_MAX - BATCH_HEADER_BYTES;
+/// Records in one batch.
+pub const BATCH_RECORDS_MAX: usize = 8192;
+
+/// The fixed part of a record.
+pub const RECORD_HEADER_BYTES: usize = 16;
+/// All properties of one message, encoded.
+pub const PROPERTIES_BYTES_MAX: usize = 32 * KIB;
+/// Headers (key, value) of one message.
+pub const HEADERS_MAX: usize = 64;
+/// One header's key.
+pub const HEADER_KEY_BYTES_MAX: usize = 255;
+/// Properties and body of a message that travels in one record; larger ones are cut in fragments.
+pub const RECORD_CONTENT_BYTES_MAX: usize = BATCH_RECORDS_BYTES_MAX - RECORD_HEADER_BYTES;
+/// Largest message that any configuration may allow: body bytes.
+pub const MESSAGE_BYTES_MAX: usize = 64 * MIB;
+/// Default of `message_bytes_max`, when memory allows it.
+pub const MESSAGE_BYTES_DEFAULT: usize = 16 * MIB;
+/// `message_bytes_max <= memory_limit / (this x shards)`.
+pub const MESSAGE_MEMORY_SHARE: usize = 8;
+/// Smallest memory limit that a broker starts with.
+pub const MEMORY_LIMIT_BYTES_MIN: usize = 16 * MIB;
+/// Kept per shard so that acks, control and drains go on when memory is full.
+pub const MEMORY_RESERVE_BYTES: usize = 4 * MIB;
+
+// ---- frames ----
+
+/// First bytes of a connection, both ways.
+pub const PREAMBLE_BYTES: usize = 8;
+/// Fixed header of every frame.
+pub const FRAME_HEADER_BYTES: usize = 16;
+/// Payload of any frame.
+pub const FRAME_PAYLOAD_BYTES_MAX: usize = 256 * KIB;
+/// Payload of a frame that is not a publish or a deliver.
+pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 64 * KIB;
+/// Payload of an answer to a listing, peek or stats request.
+pub const ANSWER_PAYLOAD_BYTES_MAX: usize = FRAME_PAYLOAD_BYTES_MAX;
+/// Fixed part of a deliver frame's payload.
+pub const DELIVER_HEADER_BYTES: usize = 48;
+/// Ranges in one ack frame.
+pub const ACK_RANGES_MAX: usize = 2048;
+/// Entries in one credit frame.
+pub const CREDIT_ENTRIES_MAX: usize = 2048;
+
+// ---- connections ----
+
+/// Open handles (producers and consumers) of one connection.
+pub const HANDLES_MAX: usize = 4096;
+/// Largest handle number; handles are chosen by the client, small numbers cost least.
+pub const HANDLE_MAX: u32 = 4096;
+/// Bytes that one read takes from a socket at most; also the budget of one connection per tick.
+pub const READ_BYTES_MAX: usize = 256 * KIB;
+/// Unsent bytes over which nothing more is delivered to a connection.
+pub const UNSENT_BYTES_SOFT: usize = 256 * KIB;
+/// Unsent answers over which a connection that does not read them is closed.
+pub const UNSENT_BYTES_MAX: usize = 4 * MIB;
+/// A connection must finish its hello within this time.
+pub const HELLO_TIMEOUT_MS: u64 = 10_000;
+/// A frame that was begun must be complete within this time.
+pub const FRAME_TIMEOUT_MS: u64 = 30_000;
+/// A consumer that takes no byte of what is unsent for this long is closed.
+pub const STALL_TIMEOUT_MS: u64 = 60_000;
+/// Heartbeat intervals a client may ask for.
+pub const HEARTBEAT_MS_MIN: u32 = 100;
+/// See [`HEARTBEAT_MS_MIN`].
+pub const HEARTBEAT_MS_MAX: u32 = 3_600_000;
+/// Connections accepted in one tick.
+pub const ACCEPTS_PER_TICK_MAX: usize = 64;
+
+// ---- queues ----
+
+/// Length of a queue's or subscription's name.
+pub const NAME_BYTES_MAX: usize = 200;
+/// Token of the hello.
+pub const TOKEN_BYTES_MAX: usize = 256;
+/// Records of one lease: what a single delivered run may hold.
+pub const RUN_RECORDS_MAX: usize = 256;
+/// Credit in messages that one consumer may hold.
+pub const CREDIT_MESSAGES_MAX: u32 = 1_000_000;
+/// Credit in bytes that one consumer may hold.
+pub const CREDIT_BYTES_MAX: u64 = 1 << 30;
+/// Messages in flight of one subscription.
+pub const IN_FLIGHT_MAX: u64 = 4_000_000;
+/// From the oldest unacked to the newest delivered message of one subscription.
+pub const ACK_SPAN_MAX: u64 = 64_000_000;
+/// Window in bytes that a producer handle is granted ahead.
+pub const WINDOW_BYTES: u64 = MIB as u64;
+/// Producer ids that one queue remembers; the one idle longest is forgotten first.
+pub const PRODUCERS_PER_QUEUE_MAX: usize = 10_000;
+/// Longest wait of a pull.
+pub const PULL_WAIT_MS_MAX: u32 = 3_600_000;
+/// Pulls that one consumer may have waiting.
+pub const PULLS_WAITING_MAX: usize = 16;
+/// Messages shown by one peek.
+pub const PEEK_COUNT_MAX: u32 = 1000;
+/// Messages a peek may pass over.
+pub const PEEK_SKIP_MAX: u64 = 1_000_000;
+/// Queues shown by one listing frame.
+pub const LIST_COUNT_MAX: u32 = 200;
+
+// ---- relations ----
+
+const _: () = {
+    assert!(SLAB_BYTES.is_multiple_of(CHUNK_BYTES_MAX));
+    let mut class = 0;
+    while class < CHUNK_CLASS_BYTES.len() {
+        assert!(CHUNK_CLASS_BYTES[class].is_multiple_of(DISK_ALIGN_BYTES));
+        assert!(SLAB_BYTES.is_multiple_of(CHUNK_CLASS_BYTES[class]));
+        assert!(class == 0 || CHUNK_CLASS_BYTES[class] > CHUNK_CLASS_BYTES[class - 1]);
+        class += 1;
+    }
+    assert!(CHUNK_HEADER_BYTES + 4 * BATCH_BYTES_MAX <= CHUNK_BYTES_MAX);
+    assert!(BATCH_WIRE_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
+    assert!(DELIVER_HEADER_BYTES + BATCH_RECORDS_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
+    assert!(PROPERTIES_BYTES_MAX + RECORD_HEADER_BYTES < BATCH_RECORDS_BYTES_MAX);
+    assert!(PROPERTIES_BYTES_MAX < u16::MAX as usize);
+    assert!(HEADERS_MAX * (HEADER_KEY_BYTES_MAX + 4) < PROPERTIES_BYTES_MAX);
+    assert!(BATCH_RECORDS_MAX * RECORD_HEADER_BYTES <= BATCH_RECORDS_BYTES_MAX);
+    assert!(ACK_RANGES_MAX * 24 <= CONTROL_PAYLOAD_BYTES_MAX);
+    assert!(CREDIT_ENTRIES_MAX * 16 <= CONTROL_PAYLOAD_BYTES_MAX);
+    assert!(CONTROL_PAYLOAD_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
+    assert!(READ_BYTES_MAX + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX < u32::MAX as usize);
+    assert!(UNSENT_BYTES_SOFT + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX < UNSENT_BYTES_MAX);
+    assert!(MESSAGE_BYTES_DEFAULT <= MESSAGE_BYTES_MAX);
+    assert!(MESSAGE_BYTES_MAX < u32::MAX as usize);
+    assert!(MEMORY_RESERVE_BYTES < MEMORY_LIMIT_BYTES_MIN);
+    assert!(MEMORY_RESERVE_BYTES >= SLAB_BYTES);
+    assert!(HANDLES_MAX == HANDLE_MAX as usize);
+    assert!(WINDOW_BYTES as usize >= 2 * BATCH_WIRE_BYTES_MAX);
+    assert!(NAME_BYTES_MAX < CONTROL_PAYLOAD_BYTES_MAX);
+};

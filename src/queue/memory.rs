@@ -1,0 +1,232 @@
+//! The byte budget of a shard and the chunks charged to it: everything that grows is counted here,
+//! and what does not fit is refused by the name of the limit.
+//!
+//! A reserve stays free of messages, so that acks, answers and drains go on when memory is full:
+//! chunks may use the limit less the reserve, connections and handles the limit less half of it,
+//! and only what deliveries need may use it all.
+
+use crate::base::chunk_pool::{ChunkPool, ChunkWriter};
+
+/// What bytes are used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Account {
+    /// Slabs of chunks: messages.
+    Chunks,
+    /// Connections and what they hold back.
+    Connections,
+    /// Queue objects with their names.
+    Queues,
+    /// Producer and consumer handles, and what is remembered of producer ids.
+    Handles,
+    /// Leases and returned runs.
+    InFlight,
+}
+
+const ACCOUNTS: usize = 5;
+
+/// There is no room in the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the memory limit of {limit_bytes} bytes leaves no room")]
+pub struct MemoryFull {
+    /// The limit of the shard.
+    pub limit_bytes: u64,
+}
+
+/// Bytes used of a limit, by account.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    limit_bytes: u64,
+    reserve_bytes: u64,
+    used_bytes: [u64; ACCOUNTS],
+}
+
+impl Budget {
+    /// An empty budget.
+    ///
+    /// # Panics
+    /// If the reserve is not below the limit; the configuration checks it first.
+    pub fn new(limit_bytes: u64, reserve_bytes: u64) -> Self {
+        assert!(reserve_bytes < limit_bytes);
+        Budget { limit_bytes, reserve_bytes, used_bytes: [0; ACCOUNTS] }
+    }
+
+    /// The limit.
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
+    /// Bytes used in all.
+    #[inline]
+    pub fn used_bytes(&self) -> u64 {
+        self.used_bytes.iter().sum()
+    }
+
+    /// Bytes used by one account.
+    pub fn used_by(&self, account: Account) -> u64 {
+        self.used_bytes[account as usize]
+    }
+
+    /// Bytes that chunks may still take.
+    pub fn free_for_chunks(&self) -> u64 {
+        (self.limit_bytes - self.reserve_bytes).saturating_sub(self.used_bytes())
+    }
+
+    /// Bytes that leases may still take.
+    pub fn free_for_leases(&self) -> u64 {
+        self.limit_bytes.saturating_sub(self.used_bytes())
+    }
+
+    /// Whether chunks have used nearly all that they may: little memory is left for what waits.
+    pub fn is_short(&self) -> bool {
+        self.free_for_chunks() < self.limit_bytes / 8
+    }
+
+    /// Charges `bytes`, or changes nothing.
+    ///
+    /// # Errors
+    /// If they do not fit.
+    #[inline]
+    pub fn try_charge(&mut self, account: Account, bytes: usize) -> Result<(), MemoryFull> {
+        let limit_bytes = self.limit_bytes;
+        let room = match account {
+            Account::Chunks => limit_bytes - self.reserve_bytes,
+            Account::InFlight => limit_bytes,
+            _ => limit_bytes - self.reserve_bytes / 2,
+        };
+        if self.used_bytes() + bytes as u64 > room {
+            return Err(MemoryFull { limit_bytes });
+        }
+        self.used_bytes[account as usize] += bytes as u64;
+        Ok(())
+    }
+
+    /// Charges `bytes` whether they fit or not: for what is bounded by another limit and must not
+    /// fail halfway.
+    #[inline]
+    pub fn charge(&mut self, account: Account, bytes: usize) {
+        self.used_bytes[account as usize] += bytes as u64;
+    }
+
+    /// Gives charged bytes back.
+    ///
+    /// # Panics
+    /// If more is given back than was charged.
+    #[inline]
+    pub fn release(&mut self, account: Account, bytes: usize) {
+        let used = &mut self.used_bytes[account as usize];
+        *used = used.checked_sub(bytes as u64).expect("a release of what was never charged");
+    }
+}
+
+/// Chunks and the budget they are charged to.
+pub struct Memory {
+    /// The budget of the shard.
+    pub budget: Budget,
+    pool: ChunkPool,
+}
+
+impl Memory {
+    /// An empty memory.
+    pub fn new(budget: Budget, pool: ChunkPool) -> Self {
+        Memory { budget, pool }
+    }
+
+    /// Number of size classes.
+    pub fn class_count(&self) -> usize {
+        self.pool.shape().class_bytes.len()
+    }
+
+    /// Takes a chunk with room for `content_bytes`, of the class `preferred` or, where that is too
+    /// small or none is to be had, of another.
+    ///
+    /// # Errors
+    /// When the budget or the system has no memory for one.
+    pub fn take_chunk(
+        &mut self,
+        content_bytes: usize,
+        preferred: usize,
+    ) -> Result<ChunkWriter, MemoryFull> {
+        let shape = self.pool.shape();
+        let needed = content_bytes + shape.header_bytes;
+        let smallest = shape.class_bytes.iter().position(|&bytes| bytes >= needed);
+        let full = MemoryFull { limit_bytes: self.budget.limit_bytes };
+        let smallest = smallest.ok_or(full)?;
+        let preferred = preferred.clamp(smallest, self.class_count() - 1);
+        if let Some(chunk) = self.pool.take(preferred) {
+            return Ok(chunk);
+        }
+        if self.grow(preferred) {
+            return self.pool.take(preferred).ok_or(full);
+        }
+        (smallest..self.class_count()).find_map(|class| self.pool.take(class)).ok_or(full)
+    }
+
+    /// Whether [`Memory::take_chunk`] for so many bytes would find one, the system willing.
+    pub fn could_take(&self, content_bytes: usize) -> bool {
+        let shape = self.pool.shape();
+        self.budget.free_for_chunks() >= shape.slab_bytes as u64
+            || self.pool.has_free(content_bytes + shape.header_bytes)
+    }
+
+    /// Gives free slabs back to the system, all but `spare`.
+    pub fn shrink(&mut self, spare: usize) {
+        let given = self.pool.shrink(spare);
+        self.budget.release(Account::Chunks, given);
+    }
+
+    fn grow(&mut self, class: usize) -> bool {
+        let slab_bytes = self.pool.shape().slab_bytes;
+        if self.budget.try_charge(Account::Chunks, slab_bytes).is_err() {
+            // A free slab of another class may serve.
+            self.shrink(0);
+            if self.budget.try_charge(Account::Chunks, slab_bytes).is_err() {
+                return false;
+            }
+        }
+        if self.pool.grow(class) {
+            return true;
+        }
+        self.budget.release(Account::Chunks, slab_bytes);
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::chunk_pool::{HeapSlabs, PoolShape};
+    use std::rc::Rc;
+
+    fn memory(limit_bytes: u64, reserve_bytes: u64) -> Memory {
+        let shape =
+            PoolShape { slab_bytes: 16384, class_bytes: vec![4096, 16384], header_bytes: 64 };
+        let pool = ChunkPool::new(shape, Rc::new(HeapSlabs));
+        Memory::new(Budget::new(limit_bytes, reserve_bytes), pool)
+    }
+
+    #[test]
+    fn chunks_leave_the_reserve_alone() {
+        let mut memory = memory(40_000, 4_000);
+        let first = memory.take_chunk(10_000, 0).unwrap();
+        assert_eq!(first.class(), 1);
+        let _second = memory.take_chunk(10_000, 0).unwrap();
+        assert!(memory.take_chunk(100, 0).is_err());
+        assert_eq!(memory.budget.used_by(Account::Chunks), 32_768);
+        memory.budget.try_charge(Account::Handles, 5_000).unwrap();
+        assert!(memory.budget.try_charge(Account::Handles, 1_000).is_err());
+        memory.budget.try_charge(Account::InFlight, 2_000).unwrap();
+    }
+
+    #[test]
+    fn a_free_slab_serves_another_class() {
+        let mut memory = memory(24_000, 4_000);
+        drop(memory.take_chunk(10_000, 1).unwrap());
+        assert_eq!(memory.take_chunk(100, 0).unwrap().class(), 0);
+        assert_eq!(memory.budget.used_by(Account::Chunks), 16_384);
+    }
+
+    #[test]
+    fn a_content_over_the_largest_class_is_refused() {
+        assert!(memory(1 << 20, 0).take_chunk(16_384 - 63, 0).is_err());
+    }
+}

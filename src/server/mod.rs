@@ -1,0 +1,223 @@
+//! L3: from a configuration to a running broker, and back to nothing.
+//!
+//! [`run`] takes what must be had alone (data directory, address), starts the shard on a thread of
+//! its own, says on standard output that it is ready, and returns when the broker has drained.
+
+pub mod signals;
+
+use crate::config::{Config, ConfigError, LogLevel, Machine, Settings};
+use crate::io::affinity::{self, PinError};
+use crate::io::clock::SystemClock;
+use crate::io::memory::MappedSlabs;
+use crate::io::mio_net::MioNet;
+use crate::io::process::{self, DataDir, DataDirError};
+use crate::io::thread_disk::{ThreadDisk, ThreadDiskShape};
+use crate::io::{RealWorld, World};
+use crate::shard::mailbox::{self, Commands};
+use crate::shard::{Shard, ShardConfig, Status};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use tracing::level_filters::LevelFilter;
+
+/// For connections that were just closed to take the last bytes, at the very end.
+const FINISH_MS: u64 = 500;
+/// Files that are open beside connections: listener, poller, standard streams, data.
+/// Beside them a few that were just closed may linger.
+const FILES_BESIDE_CONNECTIONS: u64 = 64;
+
+/// Why the broker did not start, or ended. Each is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data directory is another's, or cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// Somebody listens there.
+    #[error("address in use: {0}")]
+    AddressInUse(SocketAddr),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// As the system says.
+        error: std::io::Error,
+    },
+    /// A core is not there, or not for us.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// The system refused a thread or the signals.
+    #[error("cannot start: {0}")]
+    Start(std::io::Error),
+    /// The system's poller failed while the broker ran.
+    #[error("the broker ended: {0}")]
+    Ended(std::io::Error),
+    /// A shard panicked; the panic said where.
+    #[error("the broker ended by a fault of its own")]
+    Fault,
+}
+
+impl ServeError {
+    /// What the process should exit with: 2 when it did not start, 1 when it failed running.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            ServeError::Ended(_) | ServeError::Fault => 1,
+            _ => 2,
+        }
+    }
+}
+
+/// Reads the configuration: flags, then the environment, then the file, then defaults.
+///
+/// # Errors
+/// If the file cannot be read, or something in it, in the environment or in the flags is wrong.
+pub fn configuration(flags: Settings, file: Option<&Path>) -> Result<Config, ServeError> {
+    let from_file = match file {
+        None => Settings::default(),
+        Some(path) => {
+            let path = path.display().to_string();
+            let text = std::fs::read_to_string(&path).map_err(|error| ConfigError::File {
+                path: path.clone(),
+                reason: error.to_string(),
+            });
+            Settings::from_toml(&text?, &path)?
+        }
+    };
+    // Variables that are not text are not ours.
+    let variables = std::env::vars_os()
+        .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
+    let settings = flags.over(Settings::from_environment(variables)).over(from_file);
+    let machine =
+        Machine { memory_bytes: process::memory_bytes(), cores: affinity::cores_usable() };
+    Ok(Config::new(&settings, machine)?)
+}
+
+/// Serves until SIGTERM or SIGINT and the drain that follows.
+///
+/// # Errors
+/// See [`ServeError`].
+pub fn run(config: &Config) -> Result<(), ServeError> {
+    start_log(config.log);
+    let data_dir = DataDir::lock(&config.data_dir)?;
+    let files = process::raise_open_files();
+    let net = MioNet::bind(config.listen).map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => ServeError::AddressInUse(config.listen),
+        _ => ServeError::Listen { address: config.listen, error },
+    })?;
+    let address = net.address().map_err(ServeError::Start)?;
+    let commands = mailbox::commands();
+    let signals = signals::watch(Arc::clone(&commands), net.waker()).map_err(ServeError::Start)?;
+    let mut config = config.clone();
+    config.connections_max = config.connections_max.min(connections_by_files(files));
+    log_start(&config, files);
+    let thread = std::thread::Builder::new().name("shard-0".to_owned());
+    let shard = thread
+        .spawn(move || serve(&config, data_dir.path(), net, commands, address))
+        .map_err(ServeError::Start)?;
+    let outcome = shard.join().unwrap_or(Err(ServeError::Fault));
+    signals.end();
+    outcome
+}
+
+/// The life of the shard's thread.
+fn serve(
+    config: &Config,
+    data_dir: &Path,
+    net: <RealWorld as World>::Net,
+    commands: Commands,
+    address: SocketAddr,
+) -> Result<(), ServeError> {
+    let waker = net.waker();
+    let wake_up = Arc::new(move || waker.wake());
+    let disk = ThreadDisk::new(data_dir, ThreadDiskShape::default(), wake_up);
+    if let Some(core) = config.pin.first() {
+        affinity::pin(*core)?;
+    }
+    let mut shard = Shard::<RealWorld>::new(
+        shard_config(config),
+        net,
+        disk,
+        SystemClock::default(),
+        Rc::new(MappedSlabs),
+        commands,
+    );
+    say_ready(address);
+    while shard.tick().map_err(ServeError::Ended)? == Status::Running {}
+    tracing::info!("drained");
+    shard.world().0.finish(FINISH_MS);
+    Ok(())
+}
+
+fn shard_config(config: &Config) -> ShardConfig {
+    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    ShardConfig {
+        shards: config.shards,
+        message_bytes_max: config.message_bytes_max,
+        connections_max: config.connections_max,
+        token: config.token.clone(),
+        drain_timeout_ms: ms(config.drain_timeout),
+        hello_timeout_ms: ms(config.hello_timeout),
+        frame_timeout_ms: ms(config.frame_timeout),
+        stall_timeout_ms: ms(config.stall_timeout),
+        busy_poll: config.busy_poll,
+        ..ShardConfig::new(config.memory_limit_bytes)
+    }
+}
+
+/// A connection that is refused by its limit is told so; one that finds no file is not.
+fn connections_by_files(files: u64) -> u32 {
+    let left = files.saturating_sub(FILES_BESIDE_CONNECTIONS).max(files / 2);
+    u32::try_from(left).unwrap_or(u32::MAX)
+}
+
+/// Other programs wait for exactly this line.
+fn say_ready(address: SocketAddr) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "forebay ready on {address}").and_then(|()| out.flush()) {
+        tracing::warn!(%error, "nobody reads standard output");
+    }
+}
+
+fn start_log(level: LogLevel) {
+    let level = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    let log = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .with_max_level(level);
+    // A program that embeds the broker may have its own log already; then that one serves.
+    drop(log.try_init());
+}
+
+fn log_start(config: &Config, files: u64) {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        sockets = "mio",
+        disk = "threads",
+        memory_limit_bytes = config.memory_limit_bytes,
+        cores = affinity::cores_usable(),
+        shards = config.shards,
+        pin = ?config.pin,
+        connections_max = config.connections_max,
+        open_files = files,
+        data_dir = %config.data_dir.display(),
+        "starting"
+    );
+    if config.memory_limit_bytes > process::memory_bytes() {
+        tracing::warn!("memory_limit is over the memory that this process may use");
+    }
+    if config.insecure && !config.listen.ip().is_loopback() {
+        tracing::warn!(listen = %config.listen, "anybody who reaches this address may come in");
+    }
+}

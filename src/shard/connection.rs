@@ -1,0 +1,181 @@
+//! One client connection: where its hello stands, what it left half-sent, its handles, what it is
+//! about to be sent.
+
+use crate::base::slot_map::Key;
+use crate::base::time::Mono;
+use crate::io::Socket;
+use crate::limits::HANDLE_MAX;
+use crate::protocol::control::Answer;
+use crate::protocol::error::ErrorCode;
+use crate::protocol::frame::{FrameHeader, Opcode};
+use crate::protocol::wire;
+use crate::shard::outbound::Outbound;
+use std::cell::Cell;
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Nothing was right yet.
+    Preamble,
+    /// The preamble was.
+    Hello,
+    /// It may do what it likes.
+    Open,
+    /// A fatal error was sent or the broker ends it: what still comes in is thrown away, and the
+    /// socket is closed once the peer has, or at this time.
+    Closing(Mono),
+}
+
+/// What a handle stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A producer of a queue.
+    Producer {
+        /// The queue.
+        queue: Key,
+        /// The producer there.
+        producer: Key,
+    },
+    /// A consumer of a queue.
+    Consumer {
+        /// The queue.
+        queue: Key,
+        /// The consumer there.
+        consumer: Key,
+    },
+}
+
+/// See the module.
+pub struct Connection {
+    /// Its socket.
+    pub socket: Socket,
+    /// How far it has come.
+    pub stage: Stage,
+    /// The front of a frame that is not complete.
+    pub inbox: Vec<u8>,
+    /// Bytes to throw away: the body of a publish that was refused by its header.
+    pub skip_bytes: usize,
+    /// What it will be sent.
+    pub out: Outbound,
+    /// Open handles, by number.
+    handles: Vec<(u32, Target)>,
+    /// Whether it stands in the list of those to read.
+    pub read_due: bool,
+    /// The peer has sent its last byte: read on until the end.
+    pub at_end: bool,
+    /// Whether it stands in the list of those to flush.
+    pub flush_due: bool,
+    /// A delivery found it full: its consumers must be woken when it is not.
+    pub was_full: Cell<bool>,
+    /// Bytes charged to the budget.
+    pub charged_bytes: usize,
+    /// When bytes last came.
+    pub heard: Mono,
+    /// When the frame in the inbox began; before the hello is complete, when the connection came.
+    pub frame_began: Mono,
+    /// Since when the socket has taken none of what waits; `None` if nothing waits.
+    pub stalled_since: Option<Mono>,
+    /// When something was last sent.
+    pub said: Mono,
+    /// 0: none was agreed.
+    pub heartbeat_ms: u32,
+}
+
+impl Connection {
+    /// Just accepted.
+    pub fn new(socket: Socket, now: Mono) -> Self {
+        Connection {
+            socket,
+            stage: Stage::Preamble,
+            inbox: Vec::new(),
+            skip_bytes: 0,
+            out: Outbound::default(),
+            handles: Vec::new(),
+            read_due: false,
+            at_end: false,
+            flush_due: false,
+            was_full: Cell::new(false),
+            charged_bytes: 0,
+            heard: now,
+            frame_began: now,
+            stalled_since: None,
+            said: now,
+            heartbeat_ms: 0,
+        }
+    }
+
+    /// What it holds in memory.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Connection>()
+            + self.inbox.capacity()
+            + self.out.capacity_bytes()
+            + self.handles.capacity() * size_of::<(u32, Target)>()
+    }
+
+    /// What a handle stands for.
+    #[inline]
+    pub fn target(&self, handle: u32) -> Option<Target> {
+        let index = self.handles.binary_search_by_key(&handle, |&(number, _)| number).ok()?;
+        Some(self.handles[index].1)
+    }
+
+    /// Whether a handle may be opened.
+    ///
+    /// # Errors
+    /// The code and text to refuse it with.
+    pub fn check_new_handle(&self, handle: u32) -> Result<(), (ErrorCode, String)> {
+        if handle == 0 || handle > HANDLE_MAX {
+            let text = format!("handle {handle} is not in 1..={HANDLE_MAX}");
+            return Err((ErrorCode::BadHandle, text));
+        }
+        if self.target(handle).is_some() {
+            return Err((ErrorCode::BadHandle, format!("handle {handle} is open already")));
+        }
+        Ok(())
+    }
+
+    /// Opens a handle that [`Connection::check_new_handle`] allowed.
+    pub fn open_handle(&mut self, handle: u32, target: Target) {
+        let index = self.handles.partition_point(|&(number, _)| number < handle);
+        self.handles.insert(index, (handle, target));
+    }
+
+    /// Closes a handle, if it is open.
+    pub fn close_handle(&mut self, handle: u32) -> Option<Target> {
+        let index = self.handles.binary_search_by_key(&handle, |&(number, _)| number).ok()?;
+        Some(self.handles.remove(index).1)
+    }
+
+    /// All open handles.
+    pub fn handles(&self) -> &[(u32, Target)] {
+        &self.handles
+    }
+
+    /// Sends a frame with a payload of a fixed layout.
+    pub fn send(&mut self, opcode: Opcode, handle: u32, correlation: u32, payload: &[u8]) {
+        let header = FrameHeader { correlation, ..FrameHeader::new(opcode, handle, payload.len()) };
+        self.out.push(&header.encode());
+        self.out.push(payload);
+    }
+
+    /// Sends a control frame.
+    pub fn send_answer(&mut self, answer: &Answer, handle: u32, correlation: u32) {
+        self.send(answer.opcode(), handle, correlation, &answer.encode());
+    }
+
+    /// Sends an error without more to it.
+    pub fn send_error(&mut self, code: ErrorCode, text: &str, handle: u32, correlation: u32) {
+        self.send_answer(&Answer::Error(error_body(code, text)), handle, correlation);
+    }
+}
+
+/// The body of an error frame.
+pub fn error_body(code: ErrorCode, text: &str) -> wire::ErrorT {
+    let retry_after_ms = if code.is_retryable() { 1000 } else { 0 };
+    wire::ErrorT {
+        code: code as u16,
+        text: Some(text.to_owned()),
+        retry_after_ms,
+        ..wire::ErrorT::default()
+    }
+}

@@ -1,0 +1,331 @@
+//! L2: one shard: an event loop that owns its connections, queues, timers and buffers. Here is the
+//! loop; what a frame does is in `dispatch` and `control`, what goes out in `deliver`.
+//!
+//! One [`Shard::tick`] is one pass, in this order: poll (the thread's one blocking point), disk
+//! completions, accept, reads with decode and dispatch, commands, deadlines, deliveries by credit,
+//! confirms, one gathered write per connection. Consumers are written before producers: a message
+//! is on its way before its confirm is.
+
+pub mod connection;
+mod control;
+mod core;
+mod deliver;
+mod dispatch;
+pub mod mailbox;
+pub mod outbound;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+use crate::base::chunk_pool::{PoolShape, SlabSource};
+use crate::base::slot_map::Key;
+use crate::base::time::Now;
+use crate::io::{Accepted, Clock, Disk, Net, NetEvent, ReadOutcome, World};
+use crate::limits;
+use crate::queue::Queue;
+use crate::shard::core::Core;
+use mailbox::{Command, Commands};
+use std::io::IoSlice;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What a shard is told at its start; validated by `config.rs`.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Number of this shard.
+    pub shard: u32,
+    /// Shards in all.
+    pub shards: u32,
+    /// Bytes that the shard may use, over 16 MiB in production.
+    pub memory_limit_bytes: u64,
+    /// Of these, bytes that chunks may not use.
+    pub memory_reserve_bytes: u64,
+    /// Largest message that a queue may allow.
+    pub message_bytes_max: u64,
+    /// Connections at a time.
+    pub connections_max: u32,
+    /// Asked of every client, if set.
+    pub token: Option<String>,
+    /// From SIGTERM to the end at the latest.
+    pub drain_timeout_ms: u64,
+    /// Chunk sizes.
+    pub pool: PoolShape,
+    /// Bytes that one read takes at most.
+    pub read_bytes: usize,
+    /// For the hello.
+    pub hello_timeout_ms: u64,
+    /// For a frame that was begun.
+    pub frame_timeout_ms: u64,
+    /// For a connection that takes none of what waits for it.
+    pub stall_timeout_ms: u64,
+    /// Bounds of every queue.
+    pub bounds: crate::queue::policy::QueueBounds,
+    /// Spin instead of sleeping.
+    pub busy_poll: bool,
+    /// For hello and stats.
+    pub server_version: String,
+}
+
+impl ShardConfig {
+    /// One shard with everything at its limit in `limits.rs`.
+    pub fn new(memory_limit_bytes: u64) -> Self {
+        ShardConfig {
+            shard: 0,
+            shards: 1,
+            memory_limit_bytes,
+            memory_reserve_bytes: limits::MEMORY_RESERVE_BYTES as u64,
+            message_bytes_max: limits::MESSAGE_BYTES_DEFAULT as u64,
+            connections_max: u32::MAX,
+            token: None,
+            drain_timeout_ms: 5000,
+            pool: PoolShape {
+                slab_bytes: limits::SLAB_BYTES,
+                class_bytes: limits::CHUNK_CLASS_BYTES.to_vec(),
+                header_bytes: limits::CHUNK_HEADER_BYTES,
+            },
+            read_bytes: limits::READ_BYTES_MAX,
+            hello_timeout_ms: limits::HELLO_TIMEOUT_MS,
+            frame_timeout_ms: limits::FRAME_TIMEOUT_MS,
+            stall_timeout_ms: limits::STALL_TIMEOUT_MS,
+            bounds: crate::queue::policy::QueueBounds::default(),
+            busy_poll: false,
+            server_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+/// Whether there is another tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Call [`Shard::tick`] again.
+    Running,
+    /// Drained; everything is closed.
+    Stopped,
+}
+
+/// See the module.
+pub struct Shard<W: World> {
+    net: W::Net,
+    disk: W::Disk,
+    clock: W::Clock,
+    commands: Commands,
+    core: Core,
+    events: Vec<NetEvent>,
+    /// Connections with bytes to read, each once.
+    readable: Vec<Key>,
+    /// Those of this tick, kept for its memory.
+    reading: Vec<Key>,
+    /// Connection of a socket, by number.
+    sockets: Vec<Option<Key>>,
+    acceptable: bool,
+    /// A partial frame, then what one read brings.
+    buffer: Vec<u8>,
+    read_bytes: usize,
+    busy_poll: bool,
+}
+
+impl<W: World> Shard<W> {
+    /// A shard without queues.
+    pub fn new(
+        config: ShardConfig,
+        net: W::Net,
+        disk: W::Disk,
+        mut clock: W::Clock,
+        slabs: Rc<dyn SlabSource>,
+        commands: Commands,
+    ) -> Self {
+        let frame_bytes = limits::FRAME_HEADER_BYTES + limits::FRAME_PAYLOAD_BYTES_MAX;
+        let (read_bytes, busy_poll) = (config.read_bytes, config.busy_poll);
+        Shard {
+            net,
+            disk,
+            commands,
+            core: Core::new(config, slabs, clock.now()),
+            clock,
+            events: Vec::with_capacity(1024),
+            readable: Vec::new(),
+            reading: Vec::new(),
+            sockets: Vec::new(),
+            acceptable: true,
+            buffer: vec![0; frame_bytes + read_bytes],
+            read_bytes,
+            busy_poll,
+        }
+    }
+
+    /// One pass. Blocks only in [`Net::poll`], and there not while anything is left to do.
+    ///
+    /// # Errors
+    /// If the system's poller fails, which ends the shard.
+    pub fn tick(&mut self) -> std::io::Result<Status> {
+        let timeout = self.timeout();
+        self.net.poll(timeout, &mut self.events)?;
+        let now = self.clock.now();
+        self.core.begin_tick(now);
+        self.sort_events();
+        self.complete_disk();
+        self.accept(now);
+        self.read(now);
+        while let Some(Command::Drain) = self.commands.pop() {
+            self.net.stop_listening();
+            self.core.drain(now);
+        }
+        self.core.handle_deadlines(now);
+        self.core.deliver(now);
+        self.core.unblock();
+        self.core.confirm();
+        self.flush(now);
+        Ok(if self.core.is_drained(now) { self.stop() } else { Status::Running })
+    }
+
+    /// The seam, for the simulator.
+    pub fn world(&mut self) -> (&mut W::Net, &mut W::Disk, &mut W::Clock) {
+        (&mut self.net, &mut self.disk, &mut self.clock)
+    }
+
+    /// All queues, by name, for the checkers.
+    pub fn queues(&self) -> impl Iterator<Item = (&str, &Queue)> {
+        self.core.queues()
+    }
+
+    /// Bytes used of the memory limit, for the checkers.
+    pub fn budget(&self) -> &crate::queue::memory::Budget {
+        self.core.budget()
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        if self.busy_poll || self.acceptable || !self.readable.is_empty() || self.core.has_work() {
+            return Some(Duration::ZERO);
+        }
+        self.core.next_deadline()
+    }
+
+    fn sort_events(&mut self) {
+        for event in self.events.drain(..) {
+            match event {
+                NetEvent::Acceptable => self.acceptable = true,
+                NetEvent::Readable { socket, closed } => {
+                    if let Some(Some(key)) = self.sockets.get(socket.0 as usize) {
+                        self.readable.extend(self.core.note_readable(*key, closed));
+                    }
+                }
+                NetEvent::Writable(socket) => {
+                    if let Some(Some(key)) = self.sockets.get(socket.0 as usize) {
+                        self.core.flush_later(*key);
+                    }
+                }
+                NetEvent::Woken => {}
+            }
+        }
+    }
+
+    /// Nothing of the broker writes to disk yet but what the simulator and the tests ask.
+    fn complete_disk(&mut self) {
+        while let Some(completion) = self.disk.poll_completion() {
+            drop(completion);
+        }
+    }
+
+    fn accept(&mut self, now: Now) {
+        let mut failed = 0;
+        for _ in 0..limits::ACCEPTS_PER_TICK_MAX {
+            if !self.acceptable {
+                return;
+            }
+            match self.net.accept() {
+                Accepted::Socket(socket, _) => {
+                    let index = socket.0 as usize;
+                    if self.sockets.len() <= index {
+                        self.sockets.resize(index + 1, None);
+                    }
+                    self.sockets[index] = self.core.handle_connected(socket, now);
+                    match self.sockets[index] {
+                        // What the client sent at once may be there already.
+                        Some(key) => self.readable.extend(self.core.note_readable(key, false)),
+                        None => {
+                            // A fresh socket has room for it; if not, the close says enough.
+                            self.net.write(socket, &[IoSlice::new(&self.core.refusal())]);
+                            self.net.close(socket);
+                        }
+                    }
+                }
+                Accepted::Shed { closed_one } => {
+                    self.core.stats.connections_shed += u64::from(closed_one);
+                    self.acceptable = closed_one;
+                    self.core.retry_accept(now);
+                }
+                Accepted::Failed(_) => failed += 1,
+                Accepted::Nothing => self.acceptable = false,
+            }
+        }
+        if failed == limits::ACCEPTS_PER_TICK_MAX {
+            // Not this or that connection: the listener itself. Look again later, do not spin.
+            self.acceptable = false;
+            self.core.retry_accept(now);
+        }
+    }
+
+    fn read(&mut self, now: Now) {
+        self.acceptable |= self.core.take_accept_retry(now);
+        std::mem::swap(&mut self.reading, &mut self.readable);
+        for nth in 0..self.reading.len() {
+            let key = self.reading[nth];
+            // A connection with more to read comes again next tick: one read each.
+            if self.read_one(key, now) {
+                self.readable.extend(self.core.note_readable(key, false));
+            }
+        }
+        self.reading.clear();
+    }
+
+    /// Reads once and hands on what is complete. True if there may be more.
+    fn read_one(&mut self, key: Key, now: Now) -> bool {
+        let Some((socket, at_end)) = self.core.begin_read(key, &mut self.buffer) else {
+            return false;
+        };
+        let kept = self.core.inbox_bytes(key);
+        let room = &mut self.buffer[kept..kept + self.read_bytes];
+        match self.net.read(socket, room) {
+            ReadOutcome::Bytes(count) => {
+                self.core.handle_bytes(key, &self.buffer[..kept + count], count, now);
+                count == self.read_bytes || at_end
+            }
+            ReadOutcome::Nothing => false,
+            ReadOutcome::Closed | ReadOutcome::Failed(_) => {
+                self.close(key);
+                false
+            }
+        }
+    }
+
+    fn flush(&mut self, now: Now) {
+        while let Some((key, socket)) = self.core.poll_flush() {
+            let Some(out) = self.core.outbound(key) else { continue };
+            let waiting = out.unsent_bytes();
+            let flushed = out.flush(&mut self.net, socket);
+            let sent = waiting - out.unsent_bytes();
+            self.core.stats.bytes_out += sent as u64;
+            if self.core.handle_flushed(key, flushed, now) {
+                self.close(key);
+            }
+        }
+        while let Some(key) = self.core.poll_close() {
+            self.close(key);
+        }
+    }
+
+    fn close(&mut self, key: Key) {
+        if let Some(socket) = self.core.handle_closed(key) {
+            self.sockets[socket.0 as usize] = None;
+            self.net.close(socket);
+        }
+    }
+
+    fn stop(&mut self) -> Status {
+        for key in self.core.connection_keys() {
+            self.close(key);
+        }
+        Status::Stopped
+    }
+}

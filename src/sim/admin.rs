@@ -1,0 +1,293 @@
+//! Requests about queues, and what their answers must look like.
+
+use crate::protocol::control::{Answer, Request, update_set};
+use crate::protocol::error::ErrorCode;
+use crate::protocol::frame::Opcode;
+use crate::protocol::wire;
+use crate::sim::body::recognise;
+use crate::sim::consumer::AckAsked;
+use crate::sim::link::Link;
+use crate::sim::trace::Cover;
+use crate::sim::{Checked, Stage};
+
+/// What a correlation stands for.
+#[derive(Debug)]
+pub enum Asked {
+    /// The hello.
+    Hello,
+    /// A ping.
+    Ping,
+    /// A producer with this handle.
+    OpenProducer(u32),
+    /// A consumer with this handle.
+    OpenConsumer(u32),
+    /// The end of a handle.
+    Close,
+    /// An ack.
+    Ack(AckAsked),
+    /// A pull of the consumer with this handle, which knows more.
+    Pull(u32),
+    /// A pull whose consumer was closed meanwhile.
+    Forgotten,
+    /// The creation of a queue; whether with other options than it has.
+    Create(usize, bool),
+    /// New options for a queue.
+    Update(usize),
+    /// The end of a queue.
+    Delete(usize),
+    /// The removal of what is ready.
+    Purge(usize),
+    /// A look at what is ready, in this generation.
+    Peek(usize),
+    /// A description of the n-th queue.
+    Describe,
+    /// A list.
+    List,
+    /// The broker's figures.
+    Stats,
+    /// Something that must be refused with this code.
+    Refusal(ErrorCode),
+}
+
+/// Asks something.
+pub fn ask(stage: &mut Stage, link: &mut Link, correlation: u32) -> Asked {
+    let nth = stage.universe.index(stage.plan.queues.len());
+    let universe = &stage.universe;
+    let plan = &stage.plan.queues[nth];
+    let name = plan.name.clone();
+    let roll = universe.range(0, 99);
+    let (request, asked) = match roll {
+        0..10 if plan.purged => {
+            (Request::QueuePurge(wire::QueuePurgeT { name }), Asked::Purge(nth))
+        }
+        10..14 if plan.deleted => {
+            let if_empty = universe.chance(300);
+            (Request::QueueDelete(wire::QueueDeleteT { name, if_empty }), Asked::Delete(nth))
+        }
+        14..20 if plan.updated => (draw_update(stage, nth, name), Asked::Update(nth)),
+        20..30 => {
+            let skip = universe.skewed(20);
+            let count_max = universe.skewed(50) as u32 + 1;
+            (Request::QueuePeek(wire::QueuePeekT { name, count_max, skip }), Asked::Peek(nth))
+        }
+        30..40 => (Request::QueueDescribe(wire::QueueDescribeT { name }), Asked::Describe),
+        40..50 => {
+            let prefix = universe.chance(500).then(|| "queue-".to_owned());
+            let list = wire::QueueListT { prefix, after: None, count_max: 100 };
+            (Request::QueueList(list), Asked::List)
+        }
+        50..60 => (Request::BrokerStats(wire::BrokerStatsT {}), Asked::Stats),
+        60..65 => {
+            link.send(Opcode::Ping, 0, correlation, &[]);
+            return Asked::Ping;
+        }
+        65..80 => draw_refusal(stage, nth),
+        80..85 if !plan.updated && !plan.deleted && stage.model.exists(nth) => {
+            let options = wire::QueueOptionsT { messages_max: 77, ..plan.options.clone() };
+            let options = Some(Box::new(options));
+            (Request::QueueCreate(wire::QueueCreateT { name, options }), Asked::Create(nth, true))
+        }
+        _ => create(stage, nth),
+    };
+    link.request(0, correlation, &request);
+    asked
+}
+
+/// Asks for the end of the n-th queue, at the end of the run.
+pub fn delete(stage: &Stage, link: &mut Link, correlation: u32, nth: usize) -> Asked {
+    let name = stage.plan.queues[nth].name.clone();
+    let body = wire::QueueDeleteT { name, if_empty: false };
+    link.request(0, correlation, &Request::QueueDelete(body));
+    Asked::Delete(nth)
+}
+
+/// The request that makes a queue of the plan.
+pub fn create(stage: &Stage, nth: usize) -> (Request, Asked) {
+    let plan = &stage.plan.queues[nth];
+    let options = Some(Box::new(plan.options.clone()));
+    let body = wire::QueueCreateT { name: plan.name.clone(), options };
+    (Request::QueueCreate(body), Asked::Create(nth, false))
+}
+
+fn draw_update(stage: &Stage, nth: usize, name: String) -> Request {
+    let universe = &stage.universe;
+    let on_full = [
+        wire::OnFull::Block,
+        wire::OnFull::Reject,
+        wire::OnFull::DropOldest,
+        wire::OnFull::DropNewest,
+    ][universe.index(4)];
+    let options = wire::QueueOptionsT {
+        messages_max: universe.skewed(100),
+        bytes_max: [0, 30_000][universe.index(2)],
+        on_full,
+        ..stage.plan.queues[nth].options.clone()
+    };
+    let set = universe.range(1, 7) as u32;
+    Request::QueueUpdate(wire::QueueUpdateT { name, options: Box::new(options), set })
+}
+
+fn draw_refusal(stage: &Stage, nth: usize) -> (Request, Asked) {
+    let universe = &stage.universe;
+    let bad = ["", "$system", "a b", "slash/slash", "\u{e4}"][universe.index(5)].to_owned();
+    let bad = if universe.chance(200) { "x".repeat(201) } else { bad };
+    let absent = "absent".to_owned();
+    let options = || Some(Box::new(wire::QueueOptionsT::default()));
+    match universe.range(0, 5) {
+        0 => {
+            let body = wire::QueueCreateT { name: bad, options: options() };
+            (Request::QueueCreate(body), Asked::Refusal(ErrorCode::BadName))
+        }
+        1 => {
+            let body = wire::QueueDescribeT { name: absent };
+            (Request::QueueDescribe(body), Asked::Refusal(ErrorCode::QueueNotFound))
+        }
+        2 => {
+            let body = wire::QueueDeleteT { name: absent, if_empty: false };
+            (Request::QueueDelete(body), Asked::Refusal(ErrorCode::QueueNotFound))
+        }
+        3 => {
+            let options = Some(Box::new(wire::QueueOptionsT {
+                durable: true,
+                ..*options().unwrap_or_default()
+            }));
+            let body = wire::QueueCreateT { name: absent, options };
+            (Request::QueueCreate(body), Asked::Refusal(ErrorCode::Unsupported))
+        }
+        4 if stage.model.exists(nth) && !stage.plan.queues[nth].deleted => {
+            let name = stage.plan.queues[nth].name.clone();
+            let options = Box::new(wire::QueueOptionsT::default());
+            let set = update_set::KNOWN + 1;
+            let body = wire::QueueUpdateT { name, options, set };
+            (Request::QueueUpdate(body), Asked::Refusal(ErrorCode::BadOption))
+        }
+        _ => {
+            let body = wire::QueuePurgeT { name: absent };
+            (Request::QueuePurge(body), Asked::Refusal(ErrorCode::QueueNotFound))
+        }
+    }
+}
+
+/// Judges the answer to what was asked.
+///
+/// # Errors
+/// If it is not an answer to that, or contradicts itself.
+pub fn judge(stage: &mut Stage, asked: Asked, answer: Answer) -> Checked {
+    let universe = &stage.universe;
+    if let Answer::Error(error) = &answer {
+        return judge_error(stage, &asked, error);
+    }
+    match (&asked, &answer) {
+        (Asked::Create(nth, other), Answer::QueueDone(done)) => {
+            // Another generation may have come and gone in between.
+            let changed = stage.plan.queues[*nth].deleted || stage.plan.restarts;
+            if *other && !done.created && !changed {
+                return Err("a queue was created with the options of another".into());
+            }
+        }
+        (Asked::Update(_), Answer::QueueDone(_)) => universe.cover(Cover::Updated),
+        (Asked::Delete(_), Answer::QueueRemoved(_)) => {}
+        (Asked::Purge(_), Answer::QueueRemoved(removed)) => {
+            if removed.messages > 0 {
+                universe.cover(Cover::Purge);
+            }
+        }
+        (Asked::Peek(nth), Answer::PeekedMessages(peeked)) => judge_peek(stage, *nth, peeked)?,
+        (Asked::Describe, Answer::QueueDescription(description)) => {
+            universe.cover(Cover::Described);
+            judge_description(description)?;
+        }
+        (Asked::List, Answer::QueueListing(listing)) => {
+            let queues = listing.queues.as_deref().unwrap_or(&[]);
+            if queues.windows(2).any(|pair| pair[0].name >= pair[1].name) {
+                return Err("a listing that is not in order".into());
+            }
+            queues.iter().try_for_each(judge_description)?;
+        }
+        (Asked::Stats, Answer::Stats(stats)) => {
+            if stats.connections_refused > 0 {
+                universe.cover(Cover::ConnectionsMax);
+            }
+            if stats.memory_used_bytes > stats.memory_limit_bytes {
+                return Err(format!("over the memory limit: {stats:?}"));
+            }
+        }
+        _ => return Err(format!("{asked:?} was answered by {answer:?}")),
+    }
+    Ok(())
+}
+
+fn judge_error(stage: &Stage, asked: &Asked, error: &wire::ErrorT) -> Checked {
+    let universe = &stage.universe;
+    let code = ErrorCode::from_u16(error.code);
+    let code = code.ok_or_else(|| format!("error code {}", error.code))?;
+    let wanted = match (asked, code) {
+        (Asked::Refusal(wanted), code) if *wanted == code => {
+            match code {
+                ErrorCode::BadName => universe.cover(Cover::BadName),
+                ErrorCode::QueueNotFound => universe.cover(Cover::QueueNotFound),
+                ErrorCode::Unsupported => universe.cover(Cover::Unsupported),
+                _ => {}
+            }
+            true
+        }
+        (_, ErrorCode::MemoryLimit) => {
+            universe.cover(Cover::MemoryLimit);
+            true
+        }
+        (_, ErrorCode::Draining) => true,
+        (Asked::Create(nth, other), ErrorCode::QueueExists) => {
+            universe.cover(Cover::QueueExists);
+            *other || stage.plan.queues[*nth].updated
+        }
+        (Asked::Hello, ErrorCode::ConnectionsMax | ErrorCode::Timeout) => !stage.plan.calm,
+        (Asked::Delete(_), ErrorCode::QueueNotEmpty) => true,
+        (
+            Asked::Peek(_)
+            | Asked::Describe
+            | Asked::Update(_)
+            | Asked::Purge(_)
+            | Asked::Delete(_),
+            ErrorCode::QueueNotFound,
+        ) => true,
+        _ => false,
+    };
+    match wanted {
+        true => Ok(()),
+        false => Err(format!("{asked:?} was refused: {code} {:?}", error.text)),
+    }
+}
+
+fn judge_peek(stage: &Stage, nth: usize, peeked: &wire::PeekedMessagesT) -> Checked {
+    let messages = peeked.messages.as_deref().unwrap_or(&[]);
+    if !messages.is_empty() {
+        stage.universe.cover(Cover::Peeked);
+    }
+    if messages.windows(2).any(|pair| pair[0].sequence >= pair[1].sequence) {
+        return Err("a peek that is not in order".into());
+    }
+    for message in messages {
+        let body = message.body.as_deref().unwrap_or(&[]);
+        let properties = message.properties.as_deref().unwrap_or(&[]);
+        if body.len() as u64 == message.body_bytes {
+            let identity = recognise(properties, body)?;
+            stage.model.glimpsed(nth, identity)?;
+        }
+    }
+    Ok(())
+}
+
+fn judge_description(shown: &wire::QueueDescriptionT) -> Checked {
+    let counters = &shown.counters;
+    let gone = counters.acked
+        + counters.dead_lettered
+        + counters.expired
+        + counters.dropped_oldest
+        + counters.dropped_newest
+        + counters.purged
+        + counters.lost_damaged;
+    match counters.published == gone + shown.ready + shown.in_flight + shown.delayed {
+        true => Ok(()),
+        false => Err(format!("a description that does not add up: {shown:?}")),
+    }
+}

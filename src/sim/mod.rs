@@ -1,0 +1,75 @@
+//! The deterministic world: the real shard over a simulated network, disk and clock, from one u64
+//! seed, with clients good and bad, a naive model and checkers after every step.
+//!
+//! - `world`, `clock`, `net`, `disk`: the world behind the seam of `io`
+//! - `trace`: the hash over all events, and what a run has met
+//! - `plan`: what a seed draws before the first step
+//! - `body`, `link`: messages that prove themselves; a client's end of a connection
+//! - `peer`, `producer`, `consumer`, `admin`: a well-behaved client, frame by frame
+//! - `session_peer`: one that uses the client library's session
+//! - `hostile`: the others
+//! - `spill`: chunks to disk and back
+//! - `model`, `audit`: what a broker owes its clients; whether its queues say the same
+//! - `run`: one run from the first step to the last drained message
+//! - `cli`, `canary`: the `sim` binary; the planted bug that it must find
+
+pub mod admin;
+mod audit;
+pub mod body;
+#[cfg(feature = "canary")]
+pub mod canary;
+pub mod cli;
+pub mod clock;
+pub mod consumer;
+pub mod disk;
+pub mod hostile;
+pub mod link;
+pub mod model;
+pub mod net;
+pub mod peer;
+pub mod plan;
+pub mod producer;
+pub mod run;
+pub mod session_peer;
+pub mod spill;
+pub mod trace;
+pub mod world;
+
+#[cfg(test)]
+mod tests;
+
+use std::rc::Rc;
+
+/// `Err` says which promise was broken.
+pub type Checked<T = ()> = Result<T, String>;
+
+/// What all clients of a run share.
+pub struct Stage {
+    /// The world.
+    pub universe: Rc<world::Universe>,
+    /// What the broker owes.
+    pub model: model::Model,
+    /// What the seed drew.
+    pub plan: plan::Plan,
+    /// Next number of a [`model::Holder`].
+    pub next_serial: u64,
+    /// No new work: what is begun is brought to its end.
+    pub winding_down: bool,
+    /// Everything came out: the queues are deleted.
+    pub demolishing: bool,
+    /// When memory was last so full that the broker refuses connections.
+    pub memory_full_ns: Option<u64>,
+}
+
+impl Stage {
+    /// A number that no consumer had before.
+    pub fn serial(&mut self) -> u64 {
+        self.next_serial += 1;
+        self.next_serial
+    }
+
+    /// True `per_mille` times in a thousand, and never once the run winds down.
+    pub fn whim(&self, per_mille: u64) -> bool {
+        !self.winding_down && self.universe.chance(per_mille)
+    }
+}

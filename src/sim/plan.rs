@@ -1,0 +1,149 @@
+//! What a seed draws before the first step: the broker's configuration, the queues, who takes
+//! part, how calm the world is. Everything is tiny, so that every limit is met soon.
+
+use crate::base::chunk_pool::PoolShape;
+use crate::limits::KIB;
+use crate::protocol::wire::{OnFull, QueueOptionsT};
+use crate::queue::policy::QueueBounds;
+use crate::shard::ShardConfig;
+use crate::sim::world::Universe;
+
+/// Of the memory limit, bytes that chunks may not use.
+pub const MEMORY_RESERVE_BYTES: u64 = 512 * KIB as u64;
+
+/// A queue of the run.
+pub struct QueuePlan {
+    /// Its name.
+    pub name: String,
+    /// What it is created with.
+    pub options: QueueOptionsT,
+    /// Somebody purges it now and then.
+    pub purged: bool,
+    /// Somebody deletes and makes it again.
+    pub deleted: bool,
+    /// Somebody changes its options.
+    pub updated: bool,
+    /// Consumers may use auto-ack on it.
+    pub auto_acks: bool,
+}
+
+/// See the module.
+pub struct Plan {
+    /// No connection breaks but by its own fault, so nobody well-behaved may be harmed.
+    pub calm: bool,
+    /// The broker's configuration.
+    pub config: ShardConfig,
+    /// Bytes of the largest batch that the pool has room for.
+    pub batch_bytes_max: usize,
+    /// The queues.
+    pub queues: Vec<QueuePlan>,
+    /// Well-behaved clients that speak frames, and how many of them use the client session.
+    pub peers: usize,
+    /// See above.
+    pub session_peers: usize,
+    /// Badly behaved ones.
+    pub hostiles: usize,
+    /// Bytes of a usual body at most.
+    pub body_bytes_max: u64,
+    /// The broker's process ends now and then, and begins anew.
+    pub restarts: bool,
+    /// A queue remembers so few producer ids that some are forgotten.
+    pub forgets_producers: bool,
+}
+
+impl Plan {
+    /// Draws a plan.
+    pub fn draw(universe: &Universe) -> Plan {
+        let calm = universe.chance(300);
+        let (pool, batch_bytes_max) = draw_pool(universe);
+        let slabs = [8, 16, 40][universe.index(3)];
+        let memory_limit_bytes = (pool.slab_bytes * slabs) as u64 + (1024 * KIB) as u64;
+        let forgets_producers = universe.chance(150);
+        let mut bounds = QueueBounds {
+            window_bytes: (batch_bytes_max * [1, 2, 8][universe.index(3)]) as u64,
+            in_flight_max: [20, 200, 1_000_000][universe.index(3)],
+            ack_span_max: [300, 1_000_000][universe.index(2)],
+            ..QueueBounds::default()
+        };
+        if forgets_producers {
+            bounds.producers_max = 3;
+        }
+        let config = ShardConfig {
+            memory_limit_bytes,
+            memory_reserve_bytes: MEMORY_RESERVE_BYTES,
+            message_bytes_max: memory_limit_bytes / 8,
+            connections_max: [10, 40, 1000][universe.index(3)].max(if calm { 1000 } else { 0 }),
+            token: universe.chance(500).then(|| "open sesame".to_owned()),
+            pool,
+            bounds,
+            read_bytes: [512, 4096, 65536][universe.index(3)],
+            hello_timeout_ms: 2000,
+            frame_timeout_ms: 5000,
+            stall_timeout_ms: 3000,
+            busy_poll: universe.chance(100),
+            server_version: "simulated".into(),
+            ..ShardConfig::new(memory_limit_bytes)
+        };
+        let count = universe.range(1, 5) as usize;
+        let queues = (0..count).map(|nth| QueuePlan::draw(universe, nth, &config)).collect();
+        Plan {
+            calm,
+            batch_bytes_max,
+            queues,
+            peers: universe.range(2, 6) as usize,
+            session_peers: universe.range(0, 2) as usize,
+            hostiles: universe.range(0, 4) as usize,
+            body_bytes_max: [20, 200, 2000][universe.index(3)],
+            restarts: !calm && universe.chance(200),
+            forgets_producers,
+            config,
+        }
+    }
+}
+
+impl QueuePlan {
+    fn draw(universe: &Universe, nth: usize, config: &ShardConfig) -> QueuePlan {
+        let lossy = universe.chance(400);
+        let on_full = match universe.range(0, 5) {
+            0 | 1 => OnFull::Block,
+            2 => OnFull::Reject,
+            3 if lossy => OnFull::DropOldest,
+            4 if lossy => OnFull::DropNewest,
+            _ => OnFull::Block,
+        };
+        let messages_max = [0, 5, 40, 300][universe.index(4)];
+        let bytes_max = [0, 0, config.memory_limit_bytes / 16][universe.index(3)];
+        let message_bytes_max = match universe.chance(200) {
+            true => 300,
+            false => 0,
+        };
+        QueuePlan {
+            name: format!("queue-{nth}"),
+            options: QueueOptionsT {
+                durable: false,
+                messages_max,
+                bytes_max,
+                on_full,
+                message_bytes_max,
+            },
+            purged: lossy && universe.chance(400),
+            deleted: lossy && universe.chance(300),
+            updated: lossy && universe.chance(300),
+            auto_acks: lossy && universe.chance(500),
+        }
+    }
+}
+
+/// A pool with small slabs and classes.
+fn draw_pool(universe: &Universe) -> (PoolShape, usize) {
+    let class_bytes = match universe.index(3) {
+        0 => vec![4 * KIB, 16 * KIB],
+        1 => vec![KIB, 4 * KIB, 16 * KIB],
+        _ => vec![4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB],
+    };
+    let largest = class_bytes[class_bytes.len() - 1];
+    let header_bytes = crate::limits::CHUNK_HEADER_BYTES;
+    let slab_bytes = largest.max(64 * KIB);
+    let batch_bytes_max = largest - header_bytes - crate::limits::BATCH_PREFIX_BYTES;
+    (PoolShape { slab_bytes, class_bytes, header_bytes }, batch_bytes_max)
+}

@@ -1,0 +1,354 @@
+//! One run: the drawn steps with a check after each, then the liveness phase in which all faults
+//! have ended and everything must come out, then the end of the broker.
+
+use crate::base::chunk_pool::HeapSlabs;
+use crate::queue::memory::Account;
+use crate::shard::mailbox::{Command, Commands, commands};
+use crate::shard::{Shard, Status};
+use crate::sim::clock::SimClock;
+use crate::sim::disk::SimDisk;
+use crate::sim::hostile::Hostile;
+use crate::sim::model::Model;
+use crate::sim::net::SimNet;
+use crate::sim::peer::Peer;
+use crate::sim::plan::{MEMORY_RESERVE_BYTES, Plan};
+use crate::sim::session_peer::SessionPeer;
+use crate::sim::spill::Spill;
+use crate::sim::trace::Cover;
+use crate::sim::world::{SimulatedWorld, Universe};
+use crate::sim::{Checked, Stage};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+/// What a run is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions {
+    /// Draws everything.
+    pub seed: u64,
+    /// Steps before the liveness phase.
+    pub steps: u64,
+    /// Writes every event to standard error.
+    pub print: bool,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Over all events.
+    pub hash: u64,
+    /// In the order of [`Cover::ALL`].
+    pub counts: Vec<u64>,
+    /// Steps, those of the liveness phase included.
+    pub steps: u64,
+    /// Virtual time that went by.
+    pub virtual_ms: u64,
+    /// The promise that was broken, and at which step.
+    pub violation: Option<String>,
+}
+
+/// Steps that the liveness phase may take.
+const LIVENESS_STEPS_MAX: u64 = 200_000;
+
+/// Runs one seed in a world of type `W`. A panic of the broker is a violation.
+pub fn run<W: SimulatedWorld>(options: RunOptions) -> Report {
+    let universe = Universe::new(options.seed, options.print);
+    let started_ns = universe.mono().0;
+    let mut steps = 0;
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let mut run = Run::<W>::new(&universe);
+        run.play(options.steps, &mut steps)
+    }));
+    let violation = match result {
+        Ok(result) => result.err(),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+            Some(format!("panic: {}", text.unwrap_or_default()))
+        }
+    };
+    let (hash, counts) = universe.report();
+    Report {
+        hash,
+        counts,
+        steps,
+        virtual_ms: (universe.mono().0 - started_ns) / 1_000_000,
+        violation: violation.map(|violation| format!("step {steps}: {violation}")),
+    }
+}
+
+struct Run<W: SimulatedWorld> {
+    universe: Rc<Universe>,
+    stage: Stage,
+    shard: Shard<W>,
+    commands: Commands,
+    peers: Vec<Peer>,
+    sessions: Vec<SessionPeer>,
+    hostiles: Vec<Hostile>,
+    spill: Spill,
+    status: Status,
+    checks: u64,
+}
+
+impl<W: SimulatedWorld> Run<W> {
+    fn new(universe: &Rc<Universe>) -> Self {
+        let plan = Plan::draw(universe);
+        if plan.calm {
+            universe.net.borrow_mut().calm();
+        }
+        let names: Vec<String> = plan.queues.iter().map(|queue| queue.name.clone()).collect();
+        let model = Model::new(&names);
+        let commands = commands();
+        let shard = new_shard::<W>(universe, &plan, &commands);
+        let hostiles = (0..plan.hostiles).map(|_| Hostile::default()).collect();
+        let peer_count = plan.peers;
+        let universe = Rc::clone(universe);
+        let spill = Spill::new(&universe);
+        let stage = Stage {
+            universe: Rc::clone(&universe),
+            model,
+            plan,
+            next_serial: 0,
+            winding_down: false,
+            demolishing: false,
+            memory_full_ns: None,
+        };
+        let peers = (0..peer_count)
+            .map(|nth| Peer::new(&stage, 100 * nth as u32, universe.range(0, 3) as u32))
+            .collect();
+        let sessions = (0..stage.plan.session_peers)
+            .map(|nth| SessionPeer::new(&stage, 10_000 + nth as u32))
+            .collect();
+        let status = Status::Running;
+        Run {
+            universe,
+            stage,
+            shard,
+            commands,
+            peers,
+            sessions,
+            hostiles,
+            spill,
+            status,
+            checks: 0,
+        }
+    }
+
+    fn play(&mut self, count: u64, steps: &mut u64) -> Checked {
+        for _ in 0..count {
+            *steps += 1;
+            self.disturb()?;
+            self.step()?;
+        }
+        // Some brokers are told to end in the middle of it all.
+        if !self.universe.chance(200) {
+            self.wind_down(steps)?;
+            self.demolish(steps)?;
+        }
+        self.end(steps)
+    }
+
+    /// Somebody does something, the shard ticks, everything is checked.
+    fn step(&mut self) -> Checked {
+        let universe = Rc::clone(&self.universe);
+        let (peers, sessions) = (self.peers.len(), self.sessions.len());
+        let everybody = peers + sessions + self.hostiles.len() + 1;
+        for _ in 0..1 + universe.skewed(3) {
+            let nth = universe.index(everybody);
+            universe.event("act", nth as u64, 0);
+            if let Some(peer) = self.peers.get_mut(nth) {
+                peer.act(&mut self.stage).map_err(|error| format!("peer {nth}: {error}"))?;
+            } else if let Some(session) = self.sessions.get_mut(nth - peers) {
+                session.act(&mut self.stage).map_err(|error| format!("session {nth}: {error}"))?;
+            } else if let Some(hostile) = self.hostiles.get_mut(nth - peers - sessions) {
+                hostile.act(&mut self.stage).map_err(|error| format!("hostile: {error}"))?;
+            } else {
+                self.spill.act().map_err(|error| format!("disk: {error}"))?;
+            }
+        }
+        // A busy poll never waits, so retries need time from here.
+        let busy = self.stage.plan.config.busy_poll && universe.healed();
+        universe.advance_ns(universe.range(1_000, if busy { 10_000_000 } else { 40_000 }));
+        self.tick()
+    }
+
+    fn tick(&mut self) -> Checked {
+        self.status = self.shard.tick().map_err(|error| format!("tick: {error}"))?;
+        self.check()
+    }
+
+    fn check(&mut self) -> Checked {
+        self.checks += 1;
+        let recounts = self.checks.is_multiple_of(16);
+        let budget = self.shard.budget();
+        // What connections hold back is bounded for each, not taken from the budget first.
+        let (used, limit) = (budget.used_bytes(), budget.limit_bytes());
+        let connections = budget.used_by(Account::Connections);
+        if used - connections > limit || used > limit + limit / 10 + (1 << 20) {
+            return Err(format!("over the memory limit: {budget:?}"));
+        }
+        if budget.used_bytes() + 1024 > budget.limit_bytes() - MEMORY_RESERVE_BYTES / 2 {
+            self.universe.cover(Cover::MemoryFull);
+            self.stage.memory_full_ns = Some(self.universe.mono().0);
+        }
+        if self.stage.plan.calm {
+            self.stage.model.check_suspects()?;
+        }
+        for nth in 0..self.stage.plan.queues.len() {
+            let name = &self.stage.plan.queues[nth].name;
+            let shown = self.shard.queues().find(|(other, _)| other == name);
+            let shown = shown.map(|(_, queue)| queue);
+            self.stage.model.observe(nth, shown)?;
+            if recounts && let Some(queue) = shown {
+                Model::recount(queue)?;
+            }
+            if shown.is_some_and(|queue| queue.counters().dropped_oldest > 0) {
+                self.universe.cover(Cover::DroppedOldest);
+            }
+        }
+        Ok(())
+    }
+
+    /// Clocks jump, the process stands still or ends.
+    fn disturb(&mut self) -> Checked {
+        let universe = Rc::clone(&self.universe);
+        if universe.chance(2) {
+            let by = universe.skewed(86_400_000_000) as i64;
+            universe.jump_wall_us(if universe.chance(500) { by } else { -by });
+        }
+        if self.stage.plan.calm {
+            return Ok(());
+        }
+        if universe.chance(1) {
+            universe.cover(Cover::Pause);
+            universe.advance_ns(universe.skewed(20_000_000_000));
+        }
+        if self.stage.plan.restarts && universe.below(4000) == 0 {
+            universe.cover(Cover::Restart);
+            universe.event("restart", 0, 0);
+            universe.net.borrow_mut().restart();
+            self.commands = commands();
+            self.shard = new_shard::<W>(&universe, &self.stage.plan, &self.commands);
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    /// Faults end, consumers leave, producers finish; then everything is taken out of the queues.
+    fn wind_down(&mut self, steps: &mut u64) -> Checked {
+        self.universe.heal();
+        self.stage.winding_down = true;
+        for peer in &mut self.peers {
+            peer.drop_connection(&mut self.stage);
+        }
+        for session in &mut self.sessions {
+            session.drop_connection(&mut self.stage);
+        }
+        let mut rest = Peer::empty();
+        rest.for_the_rest = true;
+        let mut rest = Some(rest);
+        for _ in 0..LIVENESS_STEPS_MAX {
+            *steps += 1;
+            self.step()?;
+            let in_flight: u64 = self.shard.queues().map(|(_, queue)| queue.in_flight()).sum();
+            let consumers: usize =
+                self.shard.queues().map(|(_, queue)| queue.consumer_count()).sum();
+            if in_flight == 0 && consumers == 0 {
+                self.peers.extend(rest.take());
+            }
+            let held: u64 = self.shard.queues().map(|(_, queue)| queue.messages()).sum();
+            let settled = self.peers.iter().all(Peer::is_settled)
+                && self.sessions.iter().all(SessionPeer::is_settled)
+                && self.hostiles.iter().all(Hostile::is_settled)
+                && self.spill.is_settled();
+            if rest.is_none() && held == 0 && settled {
+                return self.finish();
+            }
+        }
+        let mut waiting = String::new();
+        for (name, queue) in self.shard.queues() {
+            waiting += &format!(
+                "\n{name}: {} ready, {} in flight, blocked {:?}, {:?}",
+                queue.ready(),
+                queue.in_flight(),
+                queue.blocked(),
+                queue.options()
+            );
+        }
+        for session in &self.sessions {
+            waiting += &format!("\n{}", session.describe());
+        }
+        for peer in &self.peers {
+            waiting += &format!("\n{}", peer.describe());
+        }
+        Err(format!("not everything came out: {:?} {waiting}", self.shard.budget()))
+    }
+
+    fn finish(&mut self) -> Checked {
+        self.stage.model.check_suspects()?;
+        for nth in 0..self.stage.plan.queues.len() {
+            let plan = &self.stage.plan.queues[nth];
+            if let Some((_, queue)) = self.shard.queues().find(|(name, _)| *name == plan.name) {
+                self.stage.model.finish(nth, queue, plan.auto_acks)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every queue is deleted, and then nothing of all that was is left in the budget.
+    fn demolish(&mut self, steps: &mut u64) -> Checked {
+        self.stage.demolishing = true;
+        let begun = self.universe.mono();
+        loop {
+            *steps += 1;
+            self.step()?;
+            let passed_ms = self.universe.mono().ms_since(begun);
+            let slabs_max = 2 * self.stage.plan.config.pool.slab_bytes as u64;
+            let budget = self.shard.budget();
+            let left = [Account::Queues, Account::Handles, Account::InFlight]
+                .map(|account| budget.used_by(account));
+            if left == [0; 3] && budget.used_by(Account::Chunks) <= slabs_max {
+                return Ok(());
+            }
+            if passed_ms > 60_000 {
+                let queues = self.shard.queues().count();
+                return Err(format!("{queues} queues are left, and in the budget {budget:?}"));
+            }
+        }
+    }
+
+    /// The broker is told to end, with clients connected, and does so in time.
+    fn end(&mut self, steps: &mut u64) -> Checked {
+        let started = self.universe.mono();
+        let told = self.commands.push(Command::Drain);
+        assert!(told.is_ok(), "the mailbox is empty");
+        self.universe.net.borrow_mut().wake();
+        let timeout_ms = self.stage.plan.config.drain_timeout_ms;
+        while self.status == Status::Running {
+            *steps += 1;
+            self.step()?;
+            if self.universe.mono().ms_since(started) > timeout_ms + 1000 {
+                return Err("the broker did not end in time".into());
+            }
+        }
+        let sockets = self.universe.net.borrow().open_sockets();
+        let budget = self.shard.budget();
+        if sockets > 0 || budget.used_by(Account::Connections) > 0 {
+            return Err(format!("at the end {sockets} sockets are open, {budget:?}"));
+        }
+        for peer in &mut self.peers {
+            peer.act(&mut self.stage)?;
+        }
+        Ok(())
+    }
+}
+
+fn new_shard<W: SimulatedWorld>(
+    universe: &Rc<Universe>,
+    plan: &Plan,
+    commands: &Commands,
+) -> Shard<W> {
+    let net = W::net(SimNet::new(Rc::clone(universe)));
+    let disk = SimDisk::new(Rc::clone(universe));
+    let clock = SimClock::new(Rc::clone(universe));
+    Shard::new(plan.config.clone(), net, disk, clock, Rc::new(HeapSlabs), commands.clone())
+}

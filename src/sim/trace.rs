@@ -1,0 +1,216 @@
+//! What a run leaves behind: a hash over all its events, and how often each thing happened that a
+//! run is there to make happen.
+
+use crate::base::checksum::crc32c;
+
+macro_rules! covers {
+    ($($(#[$doc:meta])* $name:ident = $label:literal,)*) => {
+        /// Something that the runs together must have met at least once.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Cover { $($(#[$doc])* $name,)* }
+
+        impl Cover {
+            /// All of them, in the order of their counters.
+            pub const ALL: &'static [Cover] = &[$(Cover::$name,)*];
+
+            /// How the coverage line calls it.
+            pub fn label(self) -> &'static str {
+                match self { $(Cover::$name => $label,)* }
+            }
+        }
+    };
+}
+
+covers! {
+    /// Bytes reached the broker in pieces.
+    SplitRead = "split_read",
+    /// The broker's write was cut short.
+    ShortWrite = "short_write",
+    /// A direction of a connection stood still.
+    Stall = "stall",
+    /// A connection was reset from outside.
+    Reset = "reset",
+    /// A client closed only its sending side.
+    HalfClose = "half_close",
+    /// The broker had no descriptor for a connection.
+    Emfile = "emfile",
+    /// A connection failed before it was accepted.
+    AcceptFailed = "accept_failed",
+    /// Many connections came at once.
+    Flood = "flood",
+    /// The wall clock jumped back.
+    WallBack = "wall_back",
+    /// The wall clock jumped ahead.
+    WallAhead = "wall_ahead",
+    /// The shard did not run for a while.
+    Pause = "pause",
+    /// The broker ended and a new one took its place.
+    Restart = "restart",
+    /// A client came back with unconfirmed publishes.
+    ResumeBatch = "resume_batch",
+    /// A batch was sent again and answered as a duplicate.
+    Duplicate = "duplicate",
+    /// BLOCKED was seen.
+    Blocked = "blocked",
+    /// UNBLOCKED was seen.
+    Unblocked = "unblocked",
+    /// A publish was refused by a queue that rejects.
+    Rejected = "rejected",
+    /// A queue dropped its oldest messages.
+    DroppedOldest = "dropped_oldest",
+    /// A queue dropped new messages.
+    DroppedNewest = "dropped_newest",
+    /// The memory limit refused something.
+    MemoryLimit = "memory_limit",
+    /// Nothing but what deliveries need was left of the memory.
+    MemoryFull = "memory_full",
+    /// A publish passed its window.
+    WindowExceeded = "window_exceeded",
+    /// A batch was taken in part.
+    PartTaken = "part_taken",
+    /// The broker forgot a producer, or never knew it.
+    ProducerUnknown = "producer_unknown",
+    /// A producer was fenced by another with its id.
+    Fenced = "fenced",
+    /// A message came again after its consumer was gone.
+    Returned = "returned",
+    /// A message in fragments came through.
+    Jumbo = "jumbo",
+    /// A purge removed messages.
+    Purge = "purge",
+    /// A queue was deleted while handles were open on it.
+    DeletedOpen = "deleted_open",
+    /// An update changed a queue.
+    Updated = "updated",
+    /// A peek showed messages.
+    Peeked = "peeked",
+    /// A listing or description was checked.
+    Described = "described",
+    /// A pull brought something.
+    PullFull = "pull_full",
+    /// A pull ended with nothing.
+    PullEmpty = "pull_empty",
+    /// An ack frame named several consumers.
+    AckMany = "ack_many",
+    /// Acks were answered as late.
+    LateAck = "late_ack",
+    /// A message was delivered without need of an ack.
+    AutoAck = "auto_ack",
+    /// Garbage instead of a preamble.
+    BadPreamble = "bad_preamble",
+    /// A version that nobody speaks.
+    BadVersion = "bad_version",
+    /// A wrong token.
+    BadToken = "bad_token",
+    /// A frame before hello, or hello twice.
+    HelloExpected = "hello_expected",
+    /// A frame whose length is over the limit.
+    FrameTooLarge = "frame_too_large",
+    /// A frame that is none.
+    BadFrame = "bad_frame",
+    /// An opcode that nobody knows.
+    UnknownOpcode = "unknown_opcode",
+    /// A handle that is not open.
+    UnknownHandle = "unknown_handle",
+    /// A handle that cannot be opened.
+    BadHandle = "bad_handle",
+    /// A name that is none.
+    BadName = "bad_name",
+    /// A queue that is not there.
+    QueueNotFound = "queue_not_found",
+    /// A queue that is there, with other options.
+    QueueExists = "queue_exists",
+    /// A batch that contradicts itself.
+    BadBatch = "bad_batch",
+    /// A batch whose checksum is wrong.
+    ChecksumMismatch = "checksum_mismatch",
+    /// A message over its limit.
+    MessageTooLarge = "message_too_large",
+    /// A producer sequence that leaves a gap.
+    SequenceGap = "sequence_gap",
+    /// A batch of another producer.
+    ProducerMismatch = "producer_mismatch",
+    /// Something that this version does not do.
+    Unsupported = "unsupported",
+    /// An ack of what was never delivered.
+    NeverDelivered = "never_delivered",
+    /// Credit over what may be held.
+    CreditOverflow = "credit_overflow",
+    /// A hello or frame that never ends.
+    Timeout = "timeout",
+    /// A client that reads nothing was closed.
+    SlowReader = "slow_reader",
+    /// A frame that ends with its connection.
+    Truncated = "truncated",
+    /// More connections than the broker may have.
+    ConnectionsMax = "connections_max",
+    /// The broker said that it is going down, and went.
+    Drained = "drained",
+    /// The client session came back by itself.
+    SessionReconnect = "session_reconnect",
+    /// The client session's messages went round.
+    SessionRound = "session_round",
+    /// A disk operation failed.
+    DiskError = "disk_error",
+    /// The disk was full.
+    DiskFull = "disk_full",
+    /// A read came back shorter than asked.
+    ShortRead = "disk_short_read",
+    /// Completions came in another order than the requests.
+    DiskReordered = "disk_reordered",
+    /// The disk lost or tore what was not synced.
+    DiskCrash = "disk_crash",
+    /// A sector was torn.
+    DiskTorn = "disk_torn",
+    /// A bit rotted, and was found.
+    BitRot = "bit_rot",
+    /// A chunk went to disk and came back whole.
+    ChunkRound = "chunk_round",
+}
+
+/// Hash and counters of one run.
+pub struct Trace {
+    hash: u64,
+    counts: Vec<u64>,
+    print: bool,
+}
+
+impl Trace {
+    /// An empty one. `print` writes each event to standard error, for looking into one seed.
+    pub fn new(print: bool) -> Self {
+        Trace { hash: 0xcbf2_9ce4_8422_2325, counts: vec![0; Cover::ALL.len()], print }
+    }
+
+    /// Takes an event into the hash.
+    pub fn event(&mut self, what: &str, first: u64, second: u64) {
+        for word in [u64::from(crc32c(what.as_bytes())), first, second] {
+            self.hash = (self.hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        }
+        if self.print {
+            eprintln!("{what} {first} {second}");
+        }
+    }
+
+    /// A remark for the eye, outside the hash.
+    pub fn note(&self, text: impl FnOnce() -> String) {
+        if self.print {
+            eprintln!("  {}", text());
+        }
+    }
+
+    /// Counts a happening.
+    pub fn cover(&mut self, what: Cover) {
+        self.counts[what as usize] += 1;
+    }
+
+    /// The hash so far.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// The counters, in the order of [`Cover::ALL`].
+    pub fn counts(&self) -> &[u64] {
+        &self.counts
+    }
+}
