@@ -69,6 +69,10 @@ pub const ANSWER_PAYLOAD_BYTES_MAX: usize = FRAME_PAYLOAD_BYTES_MAX;
 pub const DELIVER_HEADER_BYTES: usize = 48;
 /// Ranges in one ack frame.
 pub const ACK_RANGES_MAX: usize = 2048;
+/// Ranges in one nack frame.
+pub const NACK_RANGES_MAX: usize = 1024;
+/// Ranges in one extend frame.
+pub const EXTEND_RANGES_MAX: usize = 2048;
 /// Entries in one credit frame.
 pub const CREDIT_ENTRIES_MAX: usize = 2048;
 
@@ -113,6 +117,38 @@ pub const CREDIT_BYTES_MAX: u64 = 1 << 30;
 pub const IN_FLIGHT_MAX: u64 = 4_000_000;
 /// From the oldest unacked to the newest delivered message of one subscription.
 pub const ACK_SPAN_MAX: u64 = 64_000_000;
+/// Shortest lease.
+pub const LEASE_MS_MIN: u32 = 100;
+/// Longest lease, also of one extension: 12 hours.
+pub const LEASE_MS_MAX: u32 = 12 * 3_600_000;
+/// Default lease.
+pub const LEASE_MS_DEFAULT: u32 = 30_000;
+/// Longest back-off, and longest delay of a nack: 7 days.
+pub const BACKOFF_MS_MAX: u32 = 7 * 24 * 3_600_000;
+/// Waits in a back-off list.
+pub const BACKOFF_LIST_MAX: usize = 32;
+/// Failures after which a message is dead-lettered, by default.
+pub const ATTEMPTS_DEFAULT: u32 = 20;
+/// Largest `max_attempts` that is a number.
+pub const ATTEMPTS_MAX: u32 = 10_000;
+/// Failed messages of one subscription that wait for their back-off; at the bound it pauses.
+pub const RETRY_WAITING_MAX: u64 = 1_000_000;
+/// Subscriptions of one queue.
+pub const SUBSCRIPTIONS_MAX: usize = 256;
+/// Shortest `expires_after` of a subscription.
+pub const EXPIRES_AFTER_MS_MIN: u64 = 1000;
+/// Longest `expires_after` of a subscription: a year.
+pub const EXPIRES_AFTER_MS_MAX: u64 = 366 * 24 * 3_600_000;
+/// Text that a consumer may give with a nack or reject.
+pub const NACK_TEXT_BYTES_MAX: usize = 1024;
+/// Dead letters of one subscription that are on their way at a time.
+pub const MOVES_MAX: usize = 64;
+/// Times that one message may be dead-lettered, queue after queue; then it stays where it is.
+pub const DEAD_LETTER_HOPS_MAX: u32 = 16;
+/// Messages that one redrive request moves.
+pub const REDRIVE_COUNT_MAX: u32 = 1000;
+/// Messages that one redrive request looks at.
+pub const REDRIVE_SCAN_MAX: u32 = 10_000;
 /// Window in bytes that a producer handle is granted ahead.
 pub const WINDOW_BYTES: u64 = MIB as u64;
 /// Producer ids that one queue remembers; the one idle longest is forgotten first.
@@ -147,7 +183,14 @@ const _: () = {
     assert!(HEADERS_MAX * (HEADER_KEY_BYTES_MAX + 4) < PROPERTIES_BYTES_MAX);
     assert!(BATCH_RECORDS_MAX * RECORD_HEADER_BYTES <= BATCH_RECORDS_BYTES_MAX);
     assert!(ACK_RANGES_MAX * 24 <= CONTROL_PAYLOAD_BYTES_MAX);
+    assert!(8 + NACK_RANGES_MAX * 32 + NACK_TEXT_BYTES_MAX <= CONTROL_PAYLOAD_BYTES_MAX);
+    assert!(EXTEND_RANGES_MAX * 24 <= CONTROL_PAYLOAD_BYTES_MAX);
     assert!(CREDIT_ENTRIES_MAX * 16 <= CONTROL_PAYLOAD_BYTES_MAX);
+    assert!(
+        LEASE_MS_MIN > 0 && LEASE_MS_MIN <= LEASE_MS_DEFAULT && LEASE_MS_DEFAULT <= LEASE_MS_MAX
+    );
+    assert!(ATTEMPTS_DEFAULT <= ATTEMPTS_MAX && ATTEMPTS_MAX <= u16::MAX as u32);
+    assert!(RETRY_WAITING_MAX <= IN_FLIGHT_MAX);
     assert!(CONTROL_PAYLOAD_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(READ_BYTES_MAX + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX < u32::MAX as usize);
     assert!(UNSENT_BYTES_SOFT + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX < UNSENT_BYTES_MAX);

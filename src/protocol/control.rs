@@ -90,6 +90,12 @@ bodies! {
         QueueDescribe(QueueDescribe, QueueDescribeT),
         QueuePeek(QueuePeek, QueuePeekT),
         BrokerStats(BrokerStats, BrokerStatsT),
+        SubscriptionCreate(SubscriptionCreate, SubscriptionCreateT),
+        SubscriptionUpdate(SubscriptionUpdate, SubscriptionUpdateT),
+        SubscriptionDelete(SubscriptionDelete, SubscriptionDeleteT),
+        SubscriptionList(SubscriptionList, SubscriptionListT),
+        SubscriptionDescribe(SubscriptionDescribe, SubscriptionDescribeT),
+        Redrive(Redrive, RedriveT),
     }
 }
 
@@ -110,6 +116,9 @@ bodies! {
         QueueDescription(QueueDescription, QueueDescriptionT),
         PeekedMessages(PeekedMessages, PeekedMessagesT),
         Stats(Stats, StatsT),
+        SubscriptionListing(SubscriptionListing, SubscriptionListingT),
+        SubscriptionDescription(SubscriptionDescription, SubscriptionDescriptionT),
+        Redriven(Redriven, RedrivenT),
     }
 }
 
@@ -126,3 +135,25 @@ pub mod update_set {
     /// All bits of this version; others are refused.
     pub const KNOWN: u32 = 15;
 }
+
+/// Bits of `SubscriptionUpdate.set`.
+pub mod subscription_set {
+    /// `lease_ms` changes.
+    pub const LEASE_MS: u32 = 1;
+    /// `max_attempts` changes.
+    pub const MAX_ATTEMPTS: u32 = 2;
+    /// `backoff` changes.
+    pub const BACKOFF: u32 = 4;
+    /// `dead_letter` changes.
+    pub const DEAD_LETTER: u32 = 8;
+    /// `unacked_max` changes.
+    pub const UNACKED_MAX: u32 = 16;
+    /// `expires_after_ms` changes.
+    pub const EXPIRES_AFTER_MS: u32 = 32;
+    /// All bits of this version; others are refused.
+    pub const KNOWN: u32 = 63;
+}
+
+/// `SubscriptionOptions.max_attempts` of a subscription that dead-letters nothing but what is
+/// rejected.
+pub const ATTEMPTS_UNLIMITED: u32 = u32::MAX;

@@ -79,6 +79,14 @@ codes! {
     MemoryLimit = 44, "memory_limit";
     /// As many waiting pulls as a consumer may have.
     PullsMax = 45, "pulls_max";
+    /// The subscription exists, with other options.
+    SubscriptionExists = 46, "subscription_exists";
+    /// As many subscriptions as a queue may have.
+    SubscriptionsMax = 47, "subscriptions_max";
+    /// Consumers have the subscription open, and `force` was not asked.
+    SubscriptionInUse = 48, "subscription_in_use";
+    /// The subscription was deleted, or expired, while the handle was open.
+    SubscriptionDeleted = 49, "subscription_deleted";
 
     // 64..: a publish was refused.
     /// The batch does not decode: lengths, counts, reserved bytes.
@@ -103,11 +111,13 @@ codes! {
     ProducerMismatch = 73, "producer_mismatch";
     /// The same producer id was opened elsewhere; this handle is out.
     ProducerFenced = 74, "producer_fenced";
+    /// The queue has no subscription: nobody would ever get the message.
+    NoSubscription = 75, "no_subscription";
 
     // 96..: an ack or credit was refused.
     /// A delivery id that was never given out, or a range that ends before it begins.
     NeverDelivered = 96, "never_delivered";
-    /// The delivery is in flight no more: acked before, or returned.
+    /// The delivery is in flight no more: acked before, returned, or its lease has ended.
     LateAck = 97, "late_ack";
     /// Credit over what a consumer may hold.
     CreditOverflow = 98, "credit_overflow";
@@ -130,6 +140,7 @@ impl ErrorCode {
                 | E::WindowExceeded
                 | E::QueueMessagesMax
                 | E::QueueBytesMax
+                | E::NoSubscription
                 | E::OutOfOrder
                 | E::ChecksumMismatch
                 | E::Timeout

@@ -102,6 +102,11 @@ opcodes! {
     ConsumerClose = 40,
     /// Broker: the handle is closed, on request or because its queue is gone.
     Closed = 41,
+    /// Client: ranges of delivery ids failed, are given back, or are rejected, `hot::Nack`.
+    /// Answered like an ack.
+    Nack = 42,
+    /// Client: new lease for ranges of delivery ids, `hot::ExtendRange`. Answered like an ack.
+    Extend = 43,
     /// Client: body `QueueCreate`; answer `QueueDone`.
     QueueCreate = 48,
     /// Client: body `QueueUpdate`; answer `QueueDone`.
@@ -118,6 +123,18 @@ opcodes! {
     QueuePeek = 54,
     /// Client: body `BrokerStats`; answer `Stats`.
     BrokerStats = 55,
+    /// Client: body `SubscriptionCreate`; answer `QueueDone`.
+    SubscriptionCreate = 56,
+    /// Client: body `SubscriptionUpdate`; answer `QueueDone`.
+    SubscriptionUpdate = 57,
+    /// Client: body `SubscriptionDelete`; answer `QueueRemoved`.
+    SubscriptionDelete = 58,
+    /// Client: body `SubscriptionList`; answer `SubscriptionListing`.
+    SubscriptionList = 59,
+    /// Client: body `SubscriptionDescribe`; answer `SubscriptionDescription`.
+    SubscriptionDescribe = 60,
+    /// Client: body `Redrive`; answer `Redriven`.
+    Redrive = 61,
     /// Broker: answer of create and update.
     QueueDone = 64,
     /// Broker: answer of delete and purge.
@@ -130,6 +147,12 @@ opcodes! {
     PeekedMessages = 68,
     /// Broker: answer of stats.
     Stats = 69,
+    /// Broker: answer of a list of subscriptions.
+    SubscriptionListing = 70,
+    /// Broker: answer of describing a subscription.
+    SubscriptionDescription = 71,
+    /// Broker: answer of a redrive.
+    Redriven = 72,
 }
 
 /// Why a frame header ends the connection.

@@ -2,7 +2,7 @@
 //! (`format/batch.rs`) and has nothing here.
 
 use crate::format::{u16_at, u32_at, u64_at};
-use crate::limits::DELIVER_HEADER_BYTES;
+use crate::limits::{DELIVER_HEADER_BYTES, NACK_RANGES_MAX, NACK_TEXT_BYTES_MAX};
 
 /// What a confirm says was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -234,11 +234,177 @@ impl AckRange {
     }
 }
 
-/// Answer to an ack frame that carried a correlation.
+/// What a range of a nack frame means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum NackKind {
+    /// Failed: ready again after the back-off, or dead-lettered when it failed too often.
+    Failed = 0,
+    /// Given back untried: ready again at once, and no attempt is counted as failed.
+    Returned = 1,
+    /// Rejected: dead-lettered now.
+    Rejected = 2,
+}
+
+/// One range of a nack frame: deliveries `first..=last` of a consumer are not done.
 ///
 /// ```text
-///  0  u64  acked      deliveries that this frame ended
-///  8  u64  late       deliveries that were in flight no more: acked before, or returned
+///  0  u32  handle
+///  4  u8   kind         0 failed, 1 returned, 2 rejected
+///  5  3 bytes zero
+///  8  u64  first
+/// 16  u64  last
+/// 24  u32  delay_ms     of failed ones: 4294967295 as the subscription's back-off says, else this
+/// 28  u32  zero
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NackRange {
+    /// The consumer.
+    pub handle: u32,
+    /// What became of them.
+    pub kind: NackKind,
+    /// First delivery id.
+    pub first: u64,
+    /// Last delivery id, not before the first.
+    pub last: u64,
+    /// Milliseconds until they are ready again; `None`: by the subscription's back-off.
+    pub delay_ms: Option<u32>,
+}
+
+impl NackRange {
+    /// Bytes of a range.
+    pub const BYTES: usize = 32;
+
+    /// `None` unless the bytes are a range.
+    pub fn decode(bytes: &[u8; NackRange::BYTES]) -> Option<NackRange> {
+        let kind = match bytes[4] {
+            0 => NackKind::Failed,
+            1 => NackKind::Returned,
+            2 => NackKind::Rejected,
+            _ => return None,
+        };
+        let delay_ms = u32_at(bytes, 24);
+        (bytes[5..8] == [0; 3] && bytes[28..] == [0; 4]).then_some(NackRange {
+            handle: u32_at(bytes, 0),
+            kind,
+            first: u64_at(bytes, 8),
+            last: u64_at(bytes, 16),
+            delay_ms: (delay_ms != u32::MAX).then_some(delay_ms),
+        })
+    }
+
+    /// As bytes.
+    pub fn encode(&self) -> [u8; NackRange::BYTES] {
+        let mut bytes = [0; NackRange::BYTES];
+        bytes[0..4].copy_from_slice(&self.handle.to_le_bytes());
+        bytes[4] = self.kind as u8;
+        bytes[8..16].copy_from_slice(&self.first.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.last.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.delay_ms.unwrap_or(u32::MAX).to_le_bytes());
+        bytes
+    }
+}
+
+/// Payload of a nack frame: ranges, and one text for all of them, which goes into the headers of
+/// those that are dead-lettered.
+///
+/// ```text
+///  0  u32  range_count
+///  4  u32  text_bytes
+///  8  ranges, 32 bytes each; then the text, UTF-8
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nack<'a> {
+    /// The ranges.
+    pub ranges: Vec<NackRange>,
+    /// Why, for people; may be empty.
+    pub text: &'a str,
+}
+
+impl<'a> Nack<'a> {
+    /// Bytes before the ranges.
+    pub const HEAD_BYTES: usize = 8;
+
+    /// `None` unless the payload is whole, within the limits, and its text is UTF-8.
+    pub fn decode(payload: &'a [u8]) -> Option<Nack<'a>> {
+        let (head, rest) = payload.split_at_checked(Nack::HEAD_BYTES)?;
+        let (range_count, text_bytes) = (u32_at(head, 0) as usize, u32_at(head, 4) as usize);
+        if range_count > NACK_RANGES_MAX || text_bytes > NACK_TEXT_BYTES_MAX {
+            return None;
+        }
+        let (ranges, text) = rest.split_at_checked(range_count * NackRange::BYTES)?;
+        let (ranges, _) = ranges.as_chunks::<{ NackRange::BYTES }>();
+        let ranges = ranges.iter().map(NackRange::decode).collect::<Option<Vec<_>>>()?;
+        let text = std::str::from_utf8(text).ok()?;
+        (text.len() == text_bytes).then_some(Nack { ranges, text })
+    }
+
+    /// As bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend_from_slice(&(self.ranges.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&(self.text.len() as u32).to_le_bytes());
+        for range in &self.ranges {
+            bytes.extend_from_slice(&range.encode());
+        }
+        bytes.extend_from_slice(self.text.as_bytes());
+        bytes
+    }
+}
+
+/// One range of an extend frame: the leases of deliveries `first..=last` end `lease_ms` from now.
+///
+/// ```text
+///  0  u32  handle
+///  4  u32  lease_ms     0: as long as the consumer's leases are
+///  8  u64  first
+/// 16  u64  last
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtendRange {
+    /// The consumer.
+    pub handle: u32,
+    /// Milliseconds from now; 0: the consumer's own.
+    pub lease_ms: u32,
+    /// First delivery id.
+    pub first: u64,
+    /// Last delivery id, not before the first.
+    pub last: u64,
+}
+
+impl ExtendRange {
+    /// Bytes of a range.
+    pub const BYTES: usize = 24;
+
+    /// The ranges of a payload; `None` unless it is made of whole ones.
+    pub fn decode_all(payload: &[u8]) -> Option<impl Iterator<Item = ExtendRange> + '_> {
+        let (entries, rest) = payload.as_chunks::<{ ExtendRange::BYTES }>();
+        rest.is_empty().then(|| {
+            entries.iter().map(|bytes| ExtendRange {
+                handle: u32_at(bytes, 0),
+                lease_ms: u32_at(bytes, 4),
+                first: u64_at(bytes, 8),
+                last: u64_at(bytes, 16),
+            })
+        })
+    }
+
+    /// As bytes.
+    pub fn encode(&self) -> [u8; ExtendRange::BYTES] {
+        let mut bytes = [0; ExtendRange::BYTES];
+        bytes[0..4].copy_from_slice(&self.handle.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.lease_ms.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.first.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.last.to_le_bytes());
+        bytes
+    }
+}
+
+/// Answer to an ack, nack or extend frame that carried a correlation.
+///
+/// ```text
+///  0  u64  acked      deliveries that this frame ended, or extended
+///  8  u64  late       deliveries that were in flight no more: acked, returned or expired before
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AckDone {

@@ -104,6 +104,186 @@ impl<'a> ::flatbuffers::Verifiable for OnFull {
 }
 
 impl ::flatbuffers::SimpleToVerifyInSlice for OnFull {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_BACKOFF_KIND: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_BACKOFF_KIND: u8 = 4;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_BACKOFF_KIND: [BackoffKind; 5] = [
+  BackoffKind::None,
+  BackoffKind::Fixed,
+  BackoffKind::Linear,
+  BackoffKind::Exponential,
+  BackoffKind::List,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct BackoffKind(pub u8);
+#[allow(non_upper_case_globals)]
+impl BackoffKind {
+  pub const None: Self = Self(0);
+  pub const Fixed: Self = Self(1);
+  pub const Linear: Self = Self(2);
+  pub const Exponential: Self = Self(3);
+  pub const List: Self = Self(4);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 4;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::None,
+    Self::Fixed,
+    Self::Linear,
+    Self::Exponential,
+    Self::List,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::None => Some("None"),
+      Self::Fixed => Some("Fixed"),
+      Self::Linear => Some("Linear"),
+      Self::Exponential => Some("Exponential"),
+      Self::List => Some("List"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for BackoffKind {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for BackoffKind {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for BackoffKind {
+    type Output = BackoffKind;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for BackoffKind {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for BackoffKind {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for BackoffKind {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_START: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_START: u8 = 1;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_START: [Start; 2] = [
+  Start::Now,
+  Start::Oldest,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct Start(pub u8);
+#[allow(non_upper_case_globals)]
+impl Start {
+  pub const Now: Self = Self(0);
+  pub const Oldest: Self = Self(1);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 1;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Now,
+    Self::Oldest,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Now => Some("Now"),
+      Self::Oldest => Some("Oldest"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for Start {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for Start {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for Start {
+    type Output = Start;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for Start {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Start {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Start {}
 pub enum HelloOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -359,6 +539,7 @@ impl<'a> HelloOk<'a> {
   pub const VT_RECORDS_PER_BATCH_MAX: ::flatbuffers::VOffsetT = 18;
   pub const VT_HANDLES_MAX: ::flatbuffers::VOffsetT = 20;
   pub const VT_SHARDS: ::flatbuffers::VOffsetT = 22;
+  pub const VT_SHARD: ::flatbuffers::VOffsetT = 24;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -373,6 +554,7 @@ impl<'a> HelloOk<'a> {
     builder.add_message_bytes_max(args.message_bytes_max);
     builder.add_connection_id(args.connection_id);
     builder.add_features(args.features);
+    builder.add_shard(args.shard);
     builder.add_shards(args.shards);
     builder.add_handles_max(args.handles_max);
     builder.add_records_per_batch_max(args.records_per_batch_max);
@@ -396,6 +578,7 @@ impl<'a> HelloOk<'a> {
     let records_per_batch_max = self.records_per_batch_max();
     let handles_max = self.handles_max();
     let shards = self.shards();
+    let shard = self.shard();
     HelloOkT {
       server_version,
       features,
@@ -407,6 +590,7 @@ impl<'a> HelloOk<'a> {
       records_per_batch_max,
       handles_max,
       shards,
+      shard,
     }
   }
 
@@ -480,6 +664,13 @@ impl<'a> HelloOk<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(HelloOk::VT_SHARDS, Some(1)).unwrap()}
   }
+  #[inline]
+  pub fn shard(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(HelloOk::VT_SHARD, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for HelloOk<'_> {
@@ -498,6 +689,7 @@ impl ::flatbuffers::Verifiable for HelloOk<'_> {
      .visit_field::<u32>("records_per_batch_max", Self::VT_RECORDS_PER_BATCH_MAX, false)?
      .visit_field::<u32>("handles_max", Self::VT_HANDLES_MAX, false)?
      .visit_field::<u32>("shards", Self::VT_SHARDS, false)?
+     .visit_field::<u32>("shard", Self::VT_SHARD, false)?
      .finish();
     Ok(())
   }
@@ -513,6 +705,7 @@ pub struct HelloOkArgs<'a> {
     pub records_per_batch_max: u32,
     pub handles_max: u32,
     pub shards: u32,
+    pub shard: u32,
 }
 impl<'a> Default for HelloOkArgs<'a> {
   #[inline]
@@ -528,6 +721,7 @@ impl<'a> Default for HelloOkArgs<'a> {
       records_per_batch_max: 0,
       handles_max: 0,
       shards: 1,
+      shard: 0,
     }
   }
 }
@@ -578,6 +772,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HelloOkBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u32>(HelloOk::VT_SHARDS, shards, 1);
   }
   #[inline]
+  pub fn add_shard(&mut self, shard: u32) {
+    self.fbb_.push_slot::<u32>(HelloOk::VT_SHARD, shard, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HelloOkBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     HelloOkBuilder {
@@ -605,6 +803,7 @@ impl ::core::fmt::Debug for HelloOk<'_> {
       ds.field("records_per_batch_max", &self.records_per_batch_max());
       ds.field("handles_max", &self.handles_max());
       ds.field("shards", &self.shards());
+      ds.field("shard", &self.shard());
       ds.finish()
   }
 }
@@ -621,6 +820,7 @@ pub struct HelloOkT {
   pub records_per_batch_max: u32,
   pub handles_max: u32,
   pub shards: u32,
+  pub shard: u32,
 }
 impl Default for HelloOkT {
   fn default() -> Self {
@@ -635,6 +835,7 @@ impl Default for HelloOkT {
       records_per_batch_max: 0,
       handles_max: 0,
       shards: 1,
+      shard: 0,
     }
   }
 }
@@ -655,6 +856,7 @@ impl HelloOkT {
     let records_per_batch_max = self.records_per_batch_max;
     let handles_max = self.handles_max;
     let shards = self.shards;
+    let shard = self.shard;
     HelloOk::create(_fbb, &HelloOkArgs{
       server_version,
       features,
@@ -666,6 +868,7 @@ impl HelloOkT {
       records_per_batch_max,
       handles_max,
       shards,
+      shard,
     })
   }
 }
@@ -1157,6 +1360,475 @@ impl QueueOptionsT {
     })
   }
 }
+pub enum BackoffOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Backoff<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Backoff<'a> {
+  type Inner = Backoff<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Backoff<'a> {
+  pub const VT_KIND: ::flatbuffers::VOffsetT = 4;
+  pub const VT_BASE_MS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_MAX_MS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_JITTER: ::flatbuffers::VOffsetT = 10;
+  pub const VT_LIST_MS: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Backoff { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args BackoffArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Backoff<'bldr>> {
+    let mut builder = BackoffBuilder::new(_fbb);
+    if let Some(x) = args.list_ms { builder.add_list_ms(x); }
+    builder.add_max_ms(args.max_ms);
+    builder.add_base_ms(args.base_ms);
+    builder.add_jitter(args.jitter);
+    builder.add_kind(args.kind);
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> BackoffT {
+    let kind = self.kind();
+    let base_ms = self.base_ms();
+    let max_ms = self.max_ms();
+    let jitter = self.jitter();
+    let list_ms = self.list_ms().map(|x| {
+      x.into_iter().collect()
+    });
+    BackoffT {
+      kind,
+      base_ms,
+      max_ms,
+      jitter,
+      list_ms,
+    }
+  }
+
+  #[inline]
+  pub fn kind(&self) -> BackoffKind {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<BackoffKind>(Backoff::VT_KIND, Some(BackoffKind::Exponential)).unwrap()}
+  }
+  #[inline]
+  pub fn base_ms(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Backoff::VT_BASE_MS, Some(1000)).unwrap()}
+  }
+  #[inline]
+  pub fn max_ms(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Backoff::VT_MAX_MS, Some(300000)).unwrap()}
+  }
+  #[inline]
+  pub fn jitter(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Backoff::VT_JITTER, Some(true)).unwrap()}
+  }
+  #[inline]
+  pub fn list_ms(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(Backoff::VT_LIST_MS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Backoff<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<BackoffKind>("kind", Self::VT_KIND, false)?
+     .visit_field::<u32>("base_ms", Self::VT_BASE_MS, false)?
+     .visit_field::<u32>("max_ms", Self::VT_MAX_MS, false)?
+     .visit_field::<bool>("jitter", Self::VT_JITTER, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("list_ms", Self::VT_LIST_MS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct BackoffArgs<'a> {
+    pub kind: BackoffKind,
+    pub base_ms: u32,
+    pub max_ms: u32,
+    pub jitter: bool,
+    pub list_ms: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+}
+impl<'a> Default for BackoffArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    BackoffArgs {
+      kind: BackoffKind::Exponential,
+      base_ms: 1000,
+      max_ms: 300000,
+      jitter: true,
+      list_ms: None,
+    }
+  }
+}
+
+pub struct BackoffBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> BackoffBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_kind(&mut self, kind: BackoffKind) {
+    self.fbb_.push_slot::<BackoffKind>(Backoff::VT_KIND, kind, BackoffKind::Exponential);
+  }
+  #[inline]
+  pub fn add_base_ms(&mut self, base_ms: u32) {
+    self.fbb_.push_slot::<u32>(Backoff::VT_BASE_MS, base_ms, 1000);
+  }
+  #[inline]
+  pub fn add_max_ms(&mut self, max_ms: u32) {
+    self.fbb_.push_slot::<u32>(Backoff::VT_MAX_MS, max_ms, 300000);
+  }
+  #[inline]
+  pub fn add_jitter(&mut self, jitter: bool) {
+    self.fbb_.push_slot::<bool>(Backoff::VT_JITTER, jitter, true);
+  }
+  #[inline]
+  pub fn add_list_ms(&mut self, list_ms: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Backoff::VT_LIST_MS, list_ms);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> BackoffBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    BackoffBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Backoff<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Backoff<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Backoff");
+      ds.field("kind", &self.kind());
+      ds.field("base_ms", &self.base_ms());
+      ds.field("max_ms", &self.max_ms());
+      ds.field("jitter", &self.jitter());
+      ds.field("list_ms", &self.list_ms());
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackoffT {
+  pub kind: BackoffKind,
+  pub base_ms: u32,
+  pub max_ms: u32,
+  pub jitter: bool,
+  pub list_ms: Option<alloc::vec::Vec<u32>>,
+}
+impl Default for BackoffT {
+  fn default() -> Self {
+    Self {
+      kind: BackoffKind::Exponential,
+      base_ms: 1000,
+      max_ms: 300000,
+      jitter: true,
+      list_ms: None,
+    }
+  }
+}
+impl BackoffT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<Backoff<'b>> {
+    let kind = self.kind;
+    let base_ms = self.base_ms;
+    let max_ms = self.max_ms;
+    let jitter = self.jitter;
+    let list_ms = self.list_ms.as_ref().map(|x|{
+      _fbb.create_vector(x)
+    });
+    Backoff::create(_fbb, &BackoffArgs{
+      kind,
+      base_ms,
+      max_ms,
+      jitter,
+      list_ms,
+    })
+  }
+}
+pub enum SubscriptionOptionsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SubscriptionOptions<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SubscriptionOptions<'a> {
+  type Inner = SubscriptionOptions<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SubscriptionOptions<'a> {
+  pub const VT_LEASE_MS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_MAX_ATTEMPTS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_BACKOFF: ::flatbuffers::VOffsetT = 8;
+  pub const VT_DEAD_LETTER: ::flatbuffers::VOffsetT = 10;
+  pub const VT_UNACKED_MAX: ::flatbuffers::VOffsetT = 12;
+  pub const VT_EXPIRES_AFTER_MS: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SubscriptionOptions { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SubscriptionOptionsArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionOptions<'bldr>> {
+    let mut builder = SubscriptionOptionsBuilder::new(_fbb);
+    builder.add_expires_after_ms(args.expires_after_ms);
+    builder.add_unacked_max(args.unacked_max);
+    if let Some(x) = args.dead_letter { builder.add_dead_letter(x); }
+    if let Some(x) = args.backoff { builder.add_backoff(x); }
+    builder.add_max_attempts(args.max_attempts);
+    builder.add_lease_ms(args.lease_ms);
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> SubscriptionOptionsT {
+    let lease_ms = self.lease_ms();
+    let max_attempts = self.max_attempts();
+    let backoff = self.backoff().map(|x| {
+      alloc::boxed::Box::new(x.unpack())
+    });
+    let dead_letter = self.dead_letter().map(|x| {
+      alloc::string::ToString::to_string(x)
+    });
+    let unacked_max = self.unacked_max();
+    let expires_after_ms = self.expires_after_ms();
+    SubscriptionOptionsT {
+      lease_ms,
+      max_attempts,
+      backoff,
+      dead_letter,
+      unacked_max,
+      expires_after_ms,
+    }
+  }
+
+  #[inline]
+  pub fn lease_ms(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(SubscriptionOptions::VT_LEASE_MS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn max_attempts(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(SubscriptionOptions::VT_MAX_ATTEMPTS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn backoff(&self) -> Option<Backoff<'a>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<Backoff>>(SubscriptionOptions::VT_BACKOFF, None)}
+  }
+  #[inline]
+  pub fn dead_letter(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionOptions::VT_DEAD_LETTER, None)}
+  }
+  #[inline]
+  pub fn unacked_max(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(SubscriptionOptions::VT_UNACKED_MAX, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn expires_after_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionOptions::VT_EXPIRES_AFTER_MS, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SubscriptionOptions<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("lease_ms", Self::VT_LEASE_MS, false)?
+     .visit_field::<u32>("max_attempts", Self::VT_MAX_ATTEMPTS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<Backoff>>("backoff", Self::VT_BACKOFF, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("dead_letter", Self::VT_DEAD_LETTER, false)?
+     .visit_field::<u32>("unacked_max", Self::VT_UNACKED_MAX, false)?
+     .visit_field::<u64>("expires_after_ms", Self::VT_EXPIRES_AFTER_MS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SubscriptionOptionsArgs<'a> {
+    pub lease_ms: u32,
+    pub max_attempts: u32,
+    pub backoff: Option<::flatbuffers::WIPOffset<Backoff<'a>>>,
+    pub dead_letter: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub unacked_max: u32,
+    pub expires_after_ms: u64,
+}
+impl<'a> Default for SubscriptionOptionsArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SubscriptionOptionsArgs {
+      lease_ms: 0,
+      max_attempts: 0,
+      backoff: None,
+      dead_letter: None,
+      unacked_max: 0,
+      expires_after_ms: 0,
+    }
+  }
+}
+
+pub struct SubscriptionOptionsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscriptionOptionsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_lease_ms(&mut self, lease_ms: u32) {
+    self.fbb_.push_slot::<u32>(SubscriptionOptions::VT_LEASE_MS, lease_ms, 0);
+  }
+  #[inline]
+  pub fn add_max_attempts(&mut self, max_attempts: u32) {
+    self.fbb_.push_slot::<u32>(SubscriptionOptions::VT_MAX_ATTEMPTS, max_attempts, 0);
+  }
+  #[inline]
+  pub fn add_backoff(&mut self, backoff: ::flatbuffers::WIPOffset<Backoff<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<Backoff>>(SubscriptionOptions::VT_BACKOFF, backoff);
+  }
+  #[inline]
+  pub fn add_dead_letter(&mut self, dead_letter: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionOptions::VT_DEAD_LETTER, dead_letter);
+  }
+  #[inline]
+  pub fn add_unacked_max(&mut self, unacked_max: u32) {
+    self.fbb_.push_slot::<u32>(SubscriptionOptions::VT_UNACKED_MAX, unacked_max, 0);
+  }
+  #[inline]
+  pub fn add_expires_after_ms(&mut self, expires_after_ms: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionOptions::VT_EXPIRES_AFTER_MS, expires_after_ms, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscriptionOptionsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SubscriptionOptionsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SubscriptionOptions<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SubscriptionOptions<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SubscriptionOptions");
+      ds.field("lease_ms", &self.lease_ms());
+      ds.field("max_attempts", &self.max_attempts());
+      ds.field("backoff", &self.backoff());
+      ds.field("dead_letter", &self.dead_letter());
+      ds.field("unacked_max", &self.unacked_max());
+      ds.field("expires_after_ms", &self.expires_after_ms());
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubscriptionOptionsT {
+  pub lease_ms: u32,
+  pub max_attempts: u32,
+  pub backoff: Option<alloc::boxed::Box<BackoffT>>,
+  pub dead_letter: Option<alloc::string::String>,
+  pub unacked_max: u32,
+  pub expires_after_ms: u64,
+}
+impl Default for SubscriptionOptionsT {
+  fn default() -> Self {
+    Self {
+      lease_ms: 0,
+      max_attempts: 0,
+      backoff: None,
+      dead_letter: None,
+      unacked_max: 0,
+      expires_after_ms: 0,
+    }
+  }
+}
+impl SubscriptionOptionsT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionOptions<'b>> {
+    let lease_ms = self.lease_ms;
+    let max_attempts = self.max_attempts;
+    let backoff = self.backoff.as_ref().map(|x|{
+      x.pack(_fbb)
+    });
+    let dead_letter = self.dead_letter.as_ref().map(|x|{
+      _fbb.create_string(x)
+    });
+    let unacked_max = self.unacked_max;
+    let expires_after_ms = self.expires_after_ms;
+    SubscriptionOptions::create(_fbb, &SubscriptionOptionsArgs{
+      lease_ms,
+      max_attempts,
+      backoff,
+      dead_letter,
+      unacked_max,
+      expires_after_ms,
+    })
+  }
+}
 pub enum QueueCreateOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -1175,6 +1847,8 @@ impl<'a> ::flatbuffers::Follow<'a> for QueueCreate<'a> {
 impl<'a> QueueCreate<'a> {
   pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
   pub const VT_OPTIONS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_SUBSCRIPTIONS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_SUBSCRIPTION_OPTIONS: ::flatbuffers::VOffsetT = 10;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1186,6 +1860,8 @@ impl<'a> QueueCreate<'a> {
     args: &'args QueueCreateArgs<'args>
   ) -> ::flatbuffers::WIPOffset<QueueCreate<'bldr>> {
     let mut builder = QueueCreateBuilder::new(_fbb);
+    if let Some(x) = args.subscription_options { builder.add_subscription_options(x); }
+    if let Some(x) = args.subscriptions { builder.add_subscriptions(x); }
     if let Some(x) = args.options { builder.add_options(x); }
     if let Some(x) = args.name { builder.add_name(x); }
     builder.finish()
@@ -1199,9 +1875,17 @@ impl<'a> QueueCreate<'a> {
     let options = self.options().map(|x| {
       alloc::boxed::Box::new(x.unpack())
     });
+    let subscriptions = self.subscriptions().map(|x| {
+      x.iter().map(|s| alloc::string::ToString::to_string(s)).collect()
+    });
+    let subscription_options = self.subscription_options().map(|x| {
+      alloc::boxed::Box::new(x.unpack())
+    });
     QueueCreateT {
       name,
       options,
+      subscriptions,
+      subscription_options,
     }
   }
 
@@ -1219,6 +1903,20 @@ impl<'a> QueueCreate<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<QueueOptions>>(QueueCreate::VT_OPTIONS, None)}
   }
+  #[inline]
+  pub fn subscriptions(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(QueueCreate::VT_SUBSCRIPTIONS, None)}
+  }
+  #[inline]
+  pub fn subscription_options(&self) -> Option<SubscriptionOptions<'a>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<SubscriptionOptions>>(QueueCreate::VT_SUBSCRIPTION_OPTIONS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for QueueCreate<'_> {
@@ -1229,6 +1927,8 @@ impl ::flatbuffers::Verifiable for QueueCreate<'_> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
      .visit_field::<::flatbuffers::ForwardsUOffset<QueueOptions>>("options", Self::VT_OPTIONS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("subscriptions", Self::VT_SUBSCRIPTIONS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<SubscriptionOptions>>("subscription_options", Self::VT_SUBSCRIPTION_OPTIONS, false)?
      .finish();
     Ok(())
   }
@@ -1236,6 +1936,8 @@ impl ::flatbuffers::Verifiable for QueueCreate<'_> {
 pub struct QueueCreateArgs<'a> {
     pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub options: Option<::flatbuffers::WIPOffset<QueueOptions<'a>>>,
+    pub subscriptions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+    pub subscription_options: Option<::flatbuffers::WIPOffset<SubscriptionOptions<'a>>>,
 }
 impl<'a> Default for QueueCreateArgs<'a> {
   #[inline]
@@ -1243,6 +1945,8 @@ impl<'a> Default for QueueCreateArgs<'a> {
     QueueCreateArgs {
       name: None, // required field
       options: None,
+      subscriptions: None,
+      subscription_options: None,
     }
   }
 }
@@ -1259,6 +1963,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> QueueCreateBuilder<'a, 'b, A>
   #[inline]
   pub fn add_options(&mut self, options: ::flatbuffers::WIPOffset<QueueOptions<'b >>) {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<QueueOptions>>(QueueCreate::VT_OPTIONS, options);
+  }
+  #[inline]
+  pub fn add_subscriptions(&mut self, subscriptions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(QueueCreate::VT_SUBSCRIPTIONS, subscriptions);
+  }
+  #[inline]
+  pub fn add_subscription_options(&mut self, subscription_options: ::flatbuffers::WIPOffset<SubscriptionOptions<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<SubscriptionOptions>>(QueueCreate::VT_SUBSCRIPTION_OPTIONS, subscription_options);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> QueueCreateBuilder<'a, 'b, A> {
@@ -1281,6 +1993,8 @@ impl ::core::fmt::Debug for QueueCreate<'_> {
     let mut ds = f.debug_struct("QueueCreate");
       ds.field("name", &self.name());
       ds.field("options", &self.options());
+      ds.field("subscriptions", &self.subscriptions());
+      ds.field("subscription_options", &self.subscription_options());
       ds.finish()
   }
 }
@@ -1289,12 +2003,16 @@ impl ::core::fmt::Debug for QueueCreate<'_> {
 pub struct QueueCreateT {
   pub name: alloc::string::String,
   pub options: Option<alloc::boxed::Box<QueueOptionsT>>,
+  pub subscriptions: Option<alloc::vec::Vec<alloc::string::String>>,
+  pub subscription_options: Option<alloc::boxed::Box<SubscriptionOptionsT>>,
 }
 impl Default for QueueCreateT {
   fn default() -> Self {
     Self {
       name: alloc::string::ToString::to_string(""),
       options: None,
+      subscriptions: None,
+      subscription_options: None,
     }
   }
 }
@@ -1310,9 +2028,17 @@ impl QueueCreateT {
     let options = self.options.as_ref().map(|x|{
       x.pack(_fbb)
     });
+    let subscriptions = self.subscriptions.as_ref().map(|x|{
+      let w: alloc::vec::Vec<_> = x.iter().map(|s| _fbb.create_string(s)).collect();_fbb.create_vector(&w)
+    });
+    let subscription_options = self.subscription_options.as_ref().map(|x|{
+      x.pack(_fbb)
+    });
     QueueCreate::create(_fbb, &QueueCreateArgs{
       name,
       options,
+      subscriptions,
+      subscription_options,
     })
   }
 }
@@ -1673,6 +2399,7 @@ impl<'a> ::flatbuffers::Follow<'a> for QueuePurge<'a> {
 
 impl<'a> QueuePurge<'a> {
   pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SUBSCRIPTION: ::flatbuffers::VOffsetT = 6;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1684,6 +2411,7 @@ impl<'a> QueuePurge<'a> {
     args: &'args QueuePurgeArgs<'args>
   ) -> ::flatbuffers::WIPOffset<QueuePurge<'bldr>> {
     let mut builder = QueuePurgeBuilder::new(_fbb);
+    if let Some(x) = args.subscription { builder.add_subscription(x); }
     if let Some(x) = args.name { builder.add_name(x); }
     builder.finish()
   }
@@ -1693,8 +2421,12 @@ impl<'a> QueuePurge<'a> {
       let x = self.name();
       alloc::string::ToString::to_string(x)
     };
+    let subscription = self.subscription().map(|x| {
+      alloc::string::ToString::to_string(x)
+    });
     QueuePurgeT {
       name,
+      subscription,
     }
   }
 
@@ -1705,6 +2437,13 @@ impl<'a> QueuePurge<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(QueuePurge::VT_NAME, None).unwrap()}
   }
+  #[inline]
+  pub fn subscription(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(QueuePurge::VT_SUBSCRIPTION, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for QueuePurge<'_> {
@@ -1714,18 +2453,21 @@ impl ::flatbuffers::Verifiable for QueuePurge<'_> {
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("subscription", Self::VT_SUBSCRIPTION, false)?
      .finish();
     Ok(())
   }
 }
 pub struct QueuePurgeArgs<'a> {
     pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub subscription: Option<::flatbuffers::WIPOffset<&'a str>>,
 }
 impl<'a> Default for QueuePurgeArgs<'a> {
   #[inline]
   fn default() -> Self {
     QueuePurgeArgs {
       name: None, // required field
+      subscription: None,
     }
   }
 }
@@ -1738,6 +2480,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> QueuePurgeBuilder<'a, 'b, A> 
   #[inline]
   pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(QueuePurge::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_subscription(&mut self, subscription: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(QueuePurge::VT_SUBSCRIPTION, subscription);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> QueuePurgeBuilder<'a, 'b, A> {
@@ -1759,6 +2505,7 @@ impl ::core::fmt::Debug for QueuePurge<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("QueuePurge");
       ds.field("name", &self.name());
+      ds.field("subscription", &self.subscription());
       ds.finish()
   }
 }
@@ -1766,11 +2513,13 @@ impl ::core::fmt::Debug for QueuePurge<'_> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueuePurgeT {
   pub name: alloc::string::String,
+  pub subscription: Option<alloc::string::String>,
 }
 impl Default for QueuePurgeT {
   fn default() -> Self {
     Self {
       name: alloc::string::ToString::to_string(""),
+      subscription: None,
     }
   }
 }
@@ -1783,8 +2532,12 @@ impl QueuePurgeT {
       let x = &self.name;
       _fbb.create_string(x)
     });
+    let subscription = self.subscription.as_ref().map(|x|{
+      _fbb.create_string(x)
+    });
     QueuePurge::create(_fbb, &QueuePurgeArgs{
       name,
+      subscription,
     })
   }
 }
@@ -2118,6 +2871,7 @@ impl<'a> QueuePeek<'a> {
   pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
   pub const VT_COUNT_MAX: ::flatbuffers::VOffsetT = 6;
   pub const VT_SKIP: ::flatbuffers::VOffsetT = 8;
+  pub const VT_SUBSCRIPTION: ::flatbuffers::VOffsetT = 10;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2130,6 +2884,7 @@ impl<'a> QueuePeek<'a> {
   ) -> ::flatbuffers::WIPOffset<QueuePeek<'bldr>> {
     let mut builder = QueuePeekBuilder::new(_fbb);
     builder.add_skip(args.skip);
+    if let Some(x) = args.subscription { builder.add_subscription(x); }
     builder.add_count_max(args.count_max);
     if let Some(x) = args.name { builder.add_name(x); }
     builder.finish()
@@ -2142,10 +2897,14 @@ impl<'a> QueuePeek<'a> {
     };
     let count_max = self.count_max();
     let skip = self.skip();
+    let subscription = self.subscription().map(|x| {
+      alloc::string::ToString::to_string(x)
+    });
     QueuePeekT {
       name,
       count_max,
       skip,
+      subscription,
     }
   }
 
@@ -2170,6 +2929,13 @@ impl<'a> QueuePeek<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(QueuePeek::VT_SKIP, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn subscription(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(QueuePeek::VT_SUBSCRIPTION, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for QueuePeek<'_> {
@@ -2181,6 +2947,7 @@ impl ::flatbuffers::Verifiable for QueuePeek<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
      .visit_field::<u32>("count_max", Self::VT_COUNT_MAX, false)?
      .visit_field::<u64>("skip", Self::VT_SKIP, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("subscription", Self::VT_SUBSCRIPTION, false)?
      .finish();
     Ok(())
   }
@@ -2189,6 +2956,7 @@ pub struct QueuePeekArgs<'a> {
     pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub count_max: u32,
     pub skip: u64,
+    pub subscription: Option<::flatbuffers::WIPOffset<&'a str>>,
 }
 impl<'a> Default for QueuePeekArgs<'a> {
   #[inline]
@@ -2197,6 +2965,7 @@ impl<'a> Default for QueuePeekArgs<'a> {
       name: None, // required field
       count_max: 1,
       skip: 0,
+      subscription: None,
     }
   }
 }
@@ -2217,6 +2986,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> QueuePeekBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_skip(&mut self, skip: u64) {
     self.fbb_.push_slot::<u64>(QueuePeek::VT_SKIP, skip, 0);
+  }
+  #[inline]
+  pub fn add_subscription(&mut self, subscription: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(QueuePeek::VT_SUBSCRIPTION, subscription);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> QueuePeekBuilder<'a, 'b, A> {
@@ -2240,6 +3013,7 @@ impl ::core::fmt::Debug for QueuePeek<'_> {
       ds.field("name", &self.name());
       ds.field("count_max", &self.count_max());
       ds.field("skip", &self.skip());
+      ds.field("subscription", &self.subscription());
       ds.finish()
   }
 }
@@ -2249,6 +3023,7 @@ pub struct QueuePeekT {
   pub name: alloc::string::String,
   pub count_max: u32,
   pub skip: u64,
+  pub subscription: Option<alloc::string::String>,
 }
 impl Default for QueuePeekT {
   fn default() -> Self {
@@ -2256,6 +3031,7 @@ impl Default for QueuePeekT {
       name: alloc::string::ToString::to_string(""),
       count_max: 1,
       skip: 0,
+      subscription: None,
     }
   }
 }
@@ -2270,10 +3046,14 @@ impl QueuePeekT {
     });
     let count_max = self.count_max;
     let skip = self.skip;
+    let subscription = self.subscription.as_ref().map(|x|{
+      _fbb.create_string(x)
+    });
     QueuePeek::create(_fbb, &QueuePeekArgs{
       name,
       count_max,
       skip,
+      subscription,
     })
   }
 }
@@ -2375,6 +3155,1171 @@ impl BrokerStatsT {
     _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
   ) -> ::flatbuffers::WIPOffset<BrokerStats<'b>> {
     BrokerStats::create(_fbb, &BrokerStatsArgs{
+    })
+  }
+}
+pub enum SubscriptionCreateOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SubscriptionCreate<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SubscriptionCreate<'a> {
+  type Inner = SubscriptionCreate<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SubscriptionCreate<'a> {
+  pub const VT_QUEUE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 6;
+  pub const VT_OPTIONS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_START: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SubscriptionCreate { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SubscriptionCreateArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionCreate<'bldr>> {
+    let mut builder = SubscriptionCreateBuilder::new(_fbb);
+    if let Some(x) = args.options { builder.add_options(x); }
+    if let Some(x) = args.name { builder.add_name(x); }
+    if let Some(x) = args.queue { builder.add_queue(x); }
+    builder.add_start(args.start);
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> SubscriptionCreateT {
+    let queue = {
+      let x = self.queue();
+      alloc::string::ToString::to_string(x)
+    };
+    let name = {
+      let x = self.name();
+      alloc::string::ToString::to_string(x)
+    };
+    let options = self.options().map(|x| {
+      alloc::boxed::Box::new(x.unpack())
+    });
+    let start = self.start();
+    SubscriptionCreateT {
+      queue,
+      name,
+      options,
+      start,
+    }
+  }
+
+  #[inline]
+  pub fn queue(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionCreate::VT_QUEUE, None).unwrap()}
+  }
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionCreate::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn options(&self) -> Option<SubscriptionOptions<'a>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<SubscriptionOptions>>(SubscriptionCreate::VT_OPTIONS, None)}
+  }
+  #[inline]
+  pub fn start(&self) -> Start {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Start>(SubscriptionCreate::VT_START, Some(Start::Now)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SubscriptionCreate<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("queue", Self::VT_QUEUE, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<SubscriptionOptions>>("options", Self::VT_OPTIONS, false)?
+     .visit_field::<Start>("start", Self::VT_START, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SubscriptionCreateArgs<'a> {
+    pub queue: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub options: Option<::flatbuffers::WIPOffset<SubscriptionOptions<'a>>>,
+    pub start: Start,
+}
+impl<'a> Default for SubscriptionCreateArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SubscriptionCreateArgs {
+      queue: None, // required field
+      name: None, // required field
+      options: None,
+      start: Start::Now,
+    }
+  }
+}
+
+pub struct SubscriptionCreateBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscriptionCreateBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_queue(&mut self, queue: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionCreate::VT_QUEUE, queue);
+  }
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionCreate::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_options(&mut self, options: ::flatbuffers::WIPOffset<SubscriptionOptions<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<SubscriptionOptions>>(SubscriptionCreate::VT_OPTIONS, options);
+  }
+  #[inline]
+  pub fn add_start(&mut self, start: Start) {
+    self.fbb_.push_slot::<Start>(SubscriptionCreate::VT_START, start, Start::Now);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscriptionCreateBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SubscriptionCreateBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SubscriptionCreate<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SubscriptionCreate::VT_QUEUE,"queue");
+    self.fbb_.required(o, SubscriptionCreate::VT_NAME,"name");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SubscriptionCreate<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SubscriptionCreate");
+      ds.field("queue", &self.queue());
+      ds.field("name", &self.name());
+      ds.field("options", &self.options());
+      ds.field("start", &self.start());
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubscriptionCreateT {
+  pub queue: alloc::string::String,
+  pub name: alloc::string::String,
+  pub options: Option<alloc::boxed::Box<SubscriptionOptionsT>>,
+  pub start: Start,
+}
+impl Default for SubscriptionCreateT {
+  fn default() -> Self {
+    Self {
+      queue: alloc::string::ToString::to_string(""),
+      name: alloc::string::ToString::to_string(""),
+      options: None,
+      start: Start::Now,
+    }
+  }
+}
+impl SubscriptionCreateT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionCreate<'b>> {
+    let queue = Some({
+      let x = &self.queue;
+      _fbb.create_string(x)
+    });
+    let name = Some({
+      let x = &self.name;
+      _fbb.create_string(x)
+    });
+    let options = self.options.as_ref().map(|x|{
+      x.pack(_fbb)
+    });
+    let start = self.start;
+    SubscriptionCreate::create(_fbb, &SubscriptionCreateArgs{
+      queue,
+      name,
+      options,
+      start,
+    })
+  }
+}
+pub enum SubscriptionUpdateOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SubscriptionUpdate<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SubscriptionUpdate<'a> {
+  type Inner = SubscriptionUpdate<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SubscriptionUpdate<'a> {
+  pub const VT_QUEUE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 6;
+  pub const VT_OPTIONS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_SET: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SubscriptionUpdate { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SubscriptionUpdateArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionUpdate<'bldr>> {
+    let mut builder = SubscriptionUpdateBuilder::new(_fbb);
+    builder.add_set(args.set);
+    if let Some(x) = args.options { builder.add_options(x); }
+    if let Some(x) = args.name { builder.add_name(x); }
+    if let Some(x) = args.queue { builder.add_queue(x); }
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> SubscriptionUpdateT {
+    let queue = {
+      let x = self.queue();
+      alloc::string::ToString::to_string(x)
+    };
+    let name = {
+      let x = self.name();
+      alloc::string::ToString::to_string(x)
+    };
+    let options = {
+      let x = self.options();
+      alloc::boxed::Box::new(x.unpack())
+    };
+    let set = self.set();
+    SubscriptionUpdateT {
+      queue,
+      name,
+      options,
+      set,
+    }
+  }
+
+  #[inline]
+  pub fn queue(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionUpdate::VT_QUEUE, None).unwrap()}
+  }
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionUpdate::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn options(&self) -> SubscriptionOptions<'a> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<SubscriptionOptions>>(SubscriptionUpdate::VT_OPTIONS, None).unwrap()}
+  }
+  #[inline]
+  pub fn set(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(SubscriptionUpdate::VT_SET, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SubscriptionUpdate<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("queue", Self::VT_QUEUE, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<SubscriptionOptions>>("options", Self::VT_OPTIONS, true)?
+     .visit_field::<u32>("set", Self::VT_SET, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SubscriptionUpdateArgs<'a> {
+    pub queue: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub options: Option<::flatbuffers::WIPOffset<SubscriptionOptions<'a>>>,
+    pub set: u32,
+}
+impl<'a> Default for SubscriptionUpdateArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SubscriptionUpdateArgs {
+      queue: None, // required field
+      name: None, // required field
+      options: None, // required field
+      set: 0,
+    }
+  }
+}
+
+pub struct SubscriptionUpdateBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscriptionUpdateBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_queue(&mut self, queue: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionUpdate::VT_QUEUE, queue);
+  }
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionUpdate::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_options(&mut self, options: ::flatbuffers::WIPOffset<SubscriptionOptions<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<SubscriptionOptions>>(SubscriptionUpdate::VT_OPTIONS, options);
+  }
+  #[inline]
+  pub fn add_set(&mut self, set: u32) {
+    self.fbb_.push_slot::<u32>(SubscriptionUpdate::VT_SET, set, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscriptionUpdateBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SubscriptionUpdateBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SubscriptionUpdate<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SubscriptionUpdate::VT_QUEUE,"queue");
+    self.fbb_.required(o, SubscriptionUpdate::VT_NAME,"name");
+    self.fbb_.required(o, SubscriptionUpdate::VT_OPTIONS,"options");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SubscriptionUpdate<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SubscriptionUpdate");
+      ds.field("queue", &self.queue());
+      ds.field("name", &self.name());
+      ds.field("options", &self.options());
+      ds.field("set", &self.set());
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubscriptionUpdateT {
+  pub queue: alloc::string::String,
+  pub name: alloc::string::String,
+  pub options: alloc::boxed::Box<SubscriptionOptionsT>,
+  pub set: u32,
+}
+impl Default for SubscriptionUpdateT {
+  fn default() -> Self {
+    Self {
+      queue: alloc::string::ToString::to_string(""),
+      name: alloc::string::ToString::to_string(""),
+      options: Default::default(),
+      set: 0,
+    }
+  }
+}
+impl SubscriptionUpdateT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionUpdate<'b>> {
+    let queue = Some({
+      let x = &self.queue;
+      _fbb.create_string(x)
+    });
+    let name = Some({
+      let x = &self.name;
+      _fbb.create_string(x)
+    });
+    let options = Some({
+      let x = &self.options;
+      x.pack(_fbb)
+    });
+    let set = self.set;
+    SubscriptionUpdate::create(_fbb, &SubscriptionUpdateArgs{
+      queue,
+      name,
+      options,
+      set,
+    })
+  }
+}
+pub enum SubscriptionDeleteOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SubscriptionDelete<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SubscriptionDelete<'a> {
+  type Inner = SubscriptionDelete<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SubscriptionDelete<'a> {
+  pub const VT_QUEUE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 6;
+  pub const VT_FORCE: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SubscriptionDelete { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SubscriptionDeleteArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionDelete<'bldr>> {
+    let mut builder = SubscriptionDeleteBuilder::new(_fbb);
+    if let Some(x) = args.name { builder.add_name(x); }
+    if let Some(x) = args.queue { builder.add_queue(x); }
+    builder.add_force(args.force);
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> SubscriptionDeleteT {
+    let queue = {
+      let x = self.queue();
+      alloc::string::ToString::to_string(x)
+    };
+    let name = {
+      let x = self.name();
+      alloc::string::ToString::to_string(x)
+    };
+    let force = self.force();
+    SubscriptionDeleteT {
+      queue,
+      name,
+      force,
+    }
+  }
+
+  #[inline]
+  pub fn queue(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionDelete::VT_QUEUE, None).unwrap()}
+  }
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionDelete::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn force(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(SubscriptionDelete::VT_FORCE, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SubscriptionDelete<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("queue", Self::VT_QUEUE, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<bool>("force", Self::VT_FORCE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SubscriptionDeleteArgs<'a> {
+    pub queue: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub force: bool,
+}
+impl<'a> Default for SubscriptionDeleteArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SubscriptionDeleteArgs {
+      queue: None, // required field
+      name: None, // required field
+      force: false,
+    }
+  }
+}
+
+pub struct SubscriptionDeleteBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscriptionDeleteBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_queue(&mut self, queue: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionDelete::VT_QUEUE, queue);
+  }
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionDelete::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_force(&mut self, force: bool) {
+    self.fbb_.push_slot::<bool>(SubscriptionDelete::VT_FORCE, force, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscriptionDeleteBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SubscriptionDeleteBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SubscriptionDelete<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SubscriptionDelete::VT_QUEUE,"queue");
+    self.fbb_.required(o, SubscriptionDelete::VT_NAME,"name");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SubscriptionDelete<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SubscriptionDelete");
+      ds.field("queue", &self.queue());
+      ds.field("name", &self.name());
+      ds.field("force", &self.force());
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubscriptionDeleteT {
+  pub queue: alloc::string::String,
+  pub name: alloc::string::String,
+  pub force: bool,
+}
+impl Default for SubscriptionDeleteT {
+  fn default() -> Self {
+    Self {
+      queue: alloc::string::ToString::to_string(""),
+      name: alloc::string::ToString::to_string(""),
+      force: false,
+    }
+  }
+}
+impl SubscriptionDeleteT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionDelete<'b>> {
+    let queue = Some({
+      let x = &self.queue;
+      _fbb.create_string(x)
+    });
+    let name = Some({
+      let x = &self.name;
+      _fbb.create_string(x)
+    });
+    let force = self.force;
+    SubscriptionDelete::create(_fbb, &SubscriptionDeleteArgs{
+      queue,
+      name,
+      force,
+    })
+  }
+}
+pub enum SubscriptionListOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SubscriptionList<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SubscriptionList<'a> {
+  type Inner = SubscriptionList<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SubscriptionList<'a> {
+  pub const VT_QUEUE: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SubscriptionList { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SubscriptionListArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionList<'bldr>> {
+    let mut builder = SubscriptionListBuilder::new(_fbb);
+    if let Some(x) = args.queue { builder.add_queue(x); }
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> SubscriptionListT {
+    let queue = {
+      let x = self.queue();
+      alloc::string::ToString::to_string(x)
+    };
+    SubscriptionListT {
+      queue,
+    }
+  }
+
+  #[inline]
+  pub fn queue(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionList::VT_QUEUE, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SubscriptionList<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("queue", Self::VT_QUEUE, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SubscriptionListArgs<'a> {
+    pub queue: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for SubscriptionListArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SubscriptionListArgs {
+      queue: None, // required field
+    }
+  }
+}
+
+pub struct SubscriptionListBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscriptionListBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_queue(&mut self, queue: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionList::VT_QUEUE, queue);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscriptionListBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SubscriptionListBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SubscriptionList<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SubscriptionList::VT_QUEUE,"queue");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SubscriptionList<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SubscriptionList");
+      ds.field("queue", &self.queue());
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubscriptionListT {
+  pub queue: alloc::string::String,
+}
+impl Default for SubscriptionListT {
+  fn default() -> Self {
+    Self {
+      queue: alloc::string::ToString::to_string(""),
+    }
+  }
+}
+impl SubscriptionListT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionList<'b>> {
+    let queue = Some({
+      let x = &self.queue;
+      _fbb.create_string(x)
+    });
+    SubscriptionList::create(_fbb, &SubscriptionListArgs{
+      queue,
+    })
+  }
+}
+pub enum SubscriptionDescribeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SubscriptionDescribe<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SubscriptionDescribe<'a> {
+  type Inner = SubscriptionDescribe<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SubscriptionDescribe<'a> {
+  pub const VT_QUEUE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SubscriptionDescribe { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SubscriptionDescribeArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionDescribe<'bldr>> {
+    let mut builder = SubscriptionDescribeBuilder::new(_fbb);
+    if let Some(x) = args.name { builder.add_name(x); }
+    if let Some(x) = args.queue { builder.add_queue(x); }
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> SubscriptionDescribeT {
+    let queue = {
+      let x = self.queue();
+      alloc::string::ToString::to_string(x)
+    };
+    let name = {
+      let x = self.name();
+      alloc::string::ToString::to_string(x)
+    };
+    SubscriptionDescribeT {
+      queue,
+      name,
+    }
+  }
+
+  #[inline]
+  pub fn queue(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionDescribe::VT_QUEUE, None).unwrap()}
+  }
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionDescribe::VT_NAME, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SubscriptionDescribe<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("queue", Self::VT_QUEUE, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SubscriptionDescribeArgs<'a> {
+    pub queue: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for SubscriptionDescribeArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SubscriptionDescribeArgs {
+      queue: None, // required field
+      name: None, // required field
+    }
+  }
+}
+
+pub struct SubscriptionDescribeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscriptionDescribeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_queue(&mut self, queue: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionDescribe::VT_QUEUE, queue);
+  }
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionDescribe::VT_NAME, name);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscriptionDescribeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SubscriptionDescribeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SubscriptionDescribe<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SubscriptionDescribe::VT_QUEUE,"queue");
+    self.fbb_.required(o, SubscriptionDescribe::VT_NAME,"name");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SubscriptionDescribe<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SubscriptionDescribe");
+      ds.field("queue", &self.queue());
+      ds.field("name", &self.name());
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubscriptionDescribeT {
+  pub queue: alloc::string::String,
+  pub name: alloc::string::String,
+}
+impl Default for SubscriptionDescribeT {
+  fn default() -> Self {
+    Self {
+      queue: alloc::string::ToString::to_string(""),
+      name: alloc::string::ToString::to_string(""),
+    }
+  }
+}
+impl SubscriptionDescribeT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionDescribe<'b>> {
+    let queue = Some({
+      let x = &self.queue;
+      _fbb.create_string(x)
+    });
+    let name = Some({
+      let x = &self.name;
+      _fbb.create_string(x)
+    });
+    SubscriptionDescribe::create(_fbb, &SubscriptionDescribeArgs{
+      queue,
+      name,
+    })
+  }
+}
+pub enum RedriveOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Redrive<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Redrive<'a> {
+  type Inner = Redrive<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Redrive<'a> {
+  pub const VT_QUEUE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TARGET: ::flatbuffers::VOffsetT = 6;
+  pub const VT_COUNT_MAX: ::flatbuffers::VOffsetT = 8;
+  pub const VT_AFTER_SEQUENCE: ::flatbuffers::VOffsetT = 10;
+  pub const VT_FILTER_KEY: ::flatbuffers::VOffsetT = 12;
+  pub const VT_FILTER_VALUE: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Redrive { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RedriveArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Redrive<'bldr>> {
+    let mut builder = RedriveBuilder::new(_fbb);
+    builder.add_after_sequence(args.after_sequence);
+    if let Some(x) = args.filter_value { builder.add_filter_value(x); }
+    if let Some(x) = args.filter_key { builder.add_filter_key(x); }
+    builder.add_count_max(args.count_max);
+    if let Some(x) = args.target { builder.add_target(x); }
+    if let Some(x) = args.queue { builder.add_queue(x); }
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> RedriveT {
+    let queue = {
+      let x = self.queue();
+      alloc::string::ToString::to_string(x)
+    };
+    let target = self.target().map(|x| {
+      alloc::string::ToString::to_string(x)
+    });
+    let count_max = self.count_max();
+    let after_sequence = self.after_sequence();
+    let filter_key = self.filter_key().map(|x| {
+      alloc::string::ToString::to_string(x)
+    });
+    let filter_value = self.filter_value().map(|x| {
+      alloc::string::ToString::to_string(x)
+    });
+    RedriveT {
+      queue,
+      target,
+      count_max,
+      after_sequence,
+      filter_key,
+      filter_value,
+    }
+  }
+
+  #[inline]
+  pub fn queue(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Redrive::VT_QUEUE, None).unwrap()}
+  }
+  #[inline]
+  pub fn target(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Redrive::VT_TARGET, None)}
+  }
+  #[inline]
+  pub fn count_max(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Redrive::VT_COUNT_MAX, Some(1000)).unwrap()}
+  }
+  #[inline]
+  pub fn after_sequence(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Redrive::VT_AFTER_SEQUENCE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn filter_key(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Redrive::VT_FILTER_KEY, None)}
+  }
+  #[inline]
+  pub fn filter_value(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Redrive::VT_FILTER_VALUE, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Redrive<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("queue", Self::VT_QUEUE, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("target", Self::VT_TARGET, false)?
+     .visit_field::<u32>("count_max", Self::VT_COUNT_MAX, false)?
+     .visit_field::<u64>("after_sequence", Self::VT_AFTER_SEQUENCE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("filter_key", Self::VT_FILTER_KEY, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("filter_value", Self::VT_FILTER_VALUE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RedriveArgs<'a> {
+    pub queue: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub target: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub count_max: u32,
+    pub after_sequence: u64,
+    pub filter_key: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub filter_value: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for RedriveArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    RedriveArgs {
+      queue: None, // required field
+      target: None,
+      count_max: 1000,
+      after_sequence: 0,
+      filter_key: None,
+      filter_value: None,
+    }
+  }
+}
+
+pub struct RedriveBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RedriveBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_queue(&mut self, queue: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Redrive::VT_QUEUE, queue);
+  }
+  #[inline]
+  pub fn add_target(&mut self, target: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Redrive::VT_TARGET, target);
+  }
+  #[inline]
+  pub fn add_count_max(&mut self, count_max: u32) {
+    self.fbb_.push_slot::<u32>(Redrive::VT_COUNT_MAX, count_max, 1000);
+  }
+  #[inline]
+  pub fn add_after_sequence(&mut self, after_sequence: u64) {
+    self.fbb_.push_slot::<u64>(Redrive::VT_AFTER_SEQUENCE, after_sequence, 0);
+  }
+  #[inline]
+  pub fn add_filter_key(&mut self, filter_key: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Redrive::VT_FILTER_KEY, filter_key);
+  }
+  #[inline]
+  pub fn add_filter_value(&mut self, filter_value: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Redrive::VT_FILTER_VALUE, filter_value);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RedriveBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RedriveBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Redrive<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Redrive::VT_QUEUE,"queue");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Redrive<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Redrive");
+      ds.field("queue", &self.queue());
+      ds.field("target", &self.target());
+      ds.field("count_max", &self.count_max());
+      ds.field("after_sequence", &self.after_sequence());
+      ds.field("filter_key", &self.filter_key());
+      ds.field("filter_value", &self.filter_value());
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct RedriveT {
+  pub queue: alloc::string::String,
+  pub target: Option<alloc::string::String>,
+  pub count_max: u32,
+  pub after_sequence: u64,
+  pub filter_key: Option<alloc::string::String>,
+  pub filter_value: Option<alloc::string::String>,
+}
+impl Default for RedriveT {
+  fn default() -> Self {
+    Self {
+      queue: alloc::string::ToString::to_string(""),
+      target: None,
+      count_max: 1000,
+      after_sequence: 0,
+      filter_key: None,
+      filter_value: None,
+    }
+  }
+}
+impl RedriveT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<Redrive<'b>> {
+    let queue = Some({
+      let x = &self.queue;
+      _fbb.create_string(x)
+    });
+    let target = self.target.as_ref().map(|x|{
+      _fbb.create_string(x)
+    });
+    let count_max = self.count_max;
+    let after_sequence = self.after_sequence;
+    let filter_key = self.filter_key.as_ref().map(|x|{
+      _fbb.create_string(x)
+    });
+    let filter_value = self.filter_value.as_ref().map(|x|{
+      _fbb.create_string(x)
+    });
+    Redrive::create(_fbb, &RedriveArgs{
+      queue,
+      target,
+      count_max,
+      after_sequence,
+      filter_key,
+      filter_value,
     })
   }
 }
@@ -2683,6 +4628,8 @@ impl<'a> QueueCounters<'a> {
   pub const VT_DROPPED_NEWEST: ::flatbuffers::VOffsetT = 30;
   pub const VT_PURGED: ::flatbuffers::VOffsetT = 32;
   pub const VT_LOST_DAMAGED: ::flatbuffers::VOffsetT = 34;
+  pub const VT_MOVED_IN: ::flatbuffers::VOffsetT = 36;
+  pub const VT_REDRIVEN: ::flatbuffers::VOffsetT = 38;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2694,6 +4641,8 @@ impl<'a> QueueCounters<'a> {
     args: &'args QueueCountersArgs
   ) -> ::flatbuffers::WIPOffset<QueueCounters<'bldr>> {
     let mut builder = QueueCountersBuilder::new(_fbb);
+    builder.add_redriven(args.redriven);
+    builder.add_moved_in(args.moved_in);
     builder.add_lost_damaged(args.lost_damaged);
     builder.add_purged(args.purged);
     builder.add_dropped_newest(args.dropped_newest);
@@ -2730,6 +4679,8 @@ impl<'a> QueueCounters<'a> {
     let dropped_newest = self.dropped_newest();
     let purged = self.purged();
     let lost_damaged = self.lost_damaged();
+    let moved_in = self.moved_in();
+    let redriven = self.redriven();
     QueueCountersT {
       published,
       published_bytes,
@@ -2747,6 +4698,8 @@ impl<'a> QueueCounters<'a> {
       dropped_newest,
       purged,
       lost_damaged,
+      moved_in,
+      redriven,
     }
   }
 
@@ -2862,6 +4815,20 @@ impl<'a> QueueCounters<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(QueueCounters::VT_LOST_DAMAGED, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn moved_in(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(QueueCounters::VT_MOVED_IN, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn redriven(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(QueueCounters::VT_REDRIVEN, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for QueueCounters<'_> {
@@ -2886,6 +4853,8 @@ impl ::flatbuffers::Verifiable for QueueCounters<'_> {
      .visit_field::<u64>("dropped_newest", Self::VT_DROPPED_NEWEST, false)?
      .visit_field::<u64>("purged", Self::VT_PURGED, false)?
      .visit_field::<u64>("lost_damaged", Self::VT_LOST_DAMAGED, false)?
+     .visit_field::<u64>("moved_in", Self::VT_MOVED_IN, false)?
+     .visit_field::<u64>("redriven", Self::VT_REDRIVEN, false)?
      .finish();
     Ok(())
   }
@@ -2907,6 +4876,8 @@ pub struct QueueCountersArgs {
     pub dropped_newest: u64,
     pub purged: u64,
     pub lost_damaged: u64,
+    pub moved_in: u64,
+    pub redriven: u64,
 }
 impl<'a> Default for QueueCountersArgs {
   #[inline]
@@ -2928,6 +4899,8 @@ impl<'a> Default for QueueCountersArgs {
       dropped_newest: 0,
       purged: 0,
       lost_damaged: 0,
+      moved_in: 0,
+      redriven: 0,
     }
   }
 }
@@ -3002,6 +4975,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> QueueCountersBuilder<'a, 'b, 
     self.fbb_.push_slot::<u64>(QueueCounters::VT_LOST_DAMAGED, lost_damaged, 0);
   }
   #[inline]
+  pub fn add_moved_in(&mut self, moved_in: u64) {
+    self.fbb_.push_slot::<u64>(QueueCounters::VT_MOVED_IN, moved_in, 0);
+  }
+  #[inline]
+  pub fn add_redriven(&mut self, redriven: u64) {
+    self.fbb_.push_slot::<u64>(QueueCounters::VT_REDRIVEN, redriven, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> QueueCountersBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     QueueCountersBuilder {
@@ -3035,6 +5016,8 @@ impl ::core::fmt::Debug for QueueCounters<'_> {
       ds.field("dropped_newest", &self.dropped_newest());
       ds.field("purged", &self.purged());
       ds.field("lost_damaged", &self.lost_damaged());
+      ds.field("moved_in", &self.moved_in());
+      ds.field("redriven", &self.redriven());
       ds.finish()
   }
 }
@@ -3057,6 +5040,8 @@ pub struct QueueCountersT {
   pub dropped_newest: u64,
   pub purged: u64,
   pub lost_damaged: u64,
+  pub moved_in: u64,
+  pub redriven: u64,
 }
 impl Default for QueueCountersT {
   fn default() -> Self {
@@ -3077,6 +5062,8 @@ impl Default for QueueCountersT {
       dropped_newest: 0,
       purged: 0,
       lost_damaged: 0,
+      moved_in: 0,
+      redriven: 0,
     }
   }
 }
@@ -3101,6 +5088,8 @@ impl QueueCountersT {
     let dropped_newest = self.dropped_newest;
     let purged = self.purged;
     let lost_damaged = self.lost_damaged;
+    let moved_in = self.moved_in;
+    let redriven = self.redriven;
     QueueCounters::create(_fbb, &QueueCountersArgs{
       published,
       published_bytes,
@@ -3118,6 +5107,8 @@ impl QueueCountersT {
       dropped_newest,
       purged,
       lost_damaged,
+      moved_in,
+      redriven,
     })
   }
 }
@@ -3154,6 +5145,8 @@ impl<'a> QueueDescription<'a> {
   pub const VT_SHARD: ::flatbuffers::VOffsetT = 32;
   pub const VT_FIRST_SEQUENCE: ::flatbuffers::VOffsetT = 34;
   pub const VT_NEXT_SEQUENCE: ::flatbuffers::VOffsetT = 36;
+  pub const VT_DEAD_LETTERING: ::flatbuffers::VOffsetT = 38;
+  pub const VT_SUBSCRIPTIONS: ::flatbuffers::VOffsetT = 40;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3165,6 +5158,7 @@ impl<'a> QueueDescription<'a> {
     args: &'args QueueDescriptionArgs<'args>
   ) -> ::flatbuffers::WIPOffset<QueueDescription<'bldr>> {
     let mut builder = QueueDescriptionBuilder::new(_fbb);
+    builder.add_dead_lettering(args.dead_lettering);
     builder.add_next_sequence(args.next_sequence);
     builder.add_first_sequence(args.first_sequence);
     builder.add_created_wall_us(args.created_wall_us);
@@ -3174,6 +5168,7 @@ impl<'a> QueueDescription<'a> {
     builder.add_delayed(args.delayed);
     builder.add_in_flight(args.in_flight);
     builder.add_ready(args.ready);
+    builder.add_subscriptions(args.subscriptions);
     builder.add_shard(args.shard);
     if let Some(x) = args.blocked_reason { builder.add_blocked_reason(x); }
     builder.add_consumers(args.consumers);
@@ -3214,6 +5209,8 @@ impl<'a> QueueDescription<'a> {
     let shard = self.shard();
     let first_sequence = self.first_sequence();
     let next_sequence = self.next_sequence();
+    let dead_lettering = self.dead_lettering();
+    let subscriptions = self.subscriptions();
     QueueDescriptionT {
       name,
       options,
@@ -3232,6 +5229,8 @@ impl<'a> QueueDescription<'a> {
       shard,
       first_sequence,
       next_sequence,
+      dead_lettering,
+      subscriptions,
     }
   }
 
@@ -3354,6 +5353,20 @@ impl<'a> QueueDescription<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(QueueDescription::VT_NEXT_SEQUENCE, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn dead_lettering(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(QueueDescription::VT_DEAD_LETTERING, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn subscriptions(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(QueueDescription::VT_SUBSCRIPTIONS, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for QueueDescription<'_> {
@@ -3379,6 +5392,8 @@ impl ::flatbuffers::Verifiable for QueueDescription<'_> {
      .visit_field::<u32>("shard", Self::VT_SHARD, false)?
      .visit_field::<u64>("first_sequence", Self::VT_FIRST_SEQUENCE, false)?
      .visit_field::<u64>("next_sequence", Self::VT_NEXT_SEQUENCE, false)?
+     .visit_field::<u64>("dead_lettering", Self::VT_DEAD_LETTERING, false)?
+     .visit_field::<u32>("subscriptions", Self::VT_SUBSCRIPTIONS, false)?
      .finish();
     Ok(())
   }
@@ -3401,6 +5416,8 @@ pub struct QueueDescriptionArgs<'a> {
     pub shard: u32,
     pub first_sequence: u64,
     pub next_sequence: u64,
+    pub dead_lettering: u64,
+    pub subscriptions: u32,
 }
 impl<'a> Default for QueueDescriptionArgs<'a> {
   #[inline]
@@ -3423,6 +5440,8 @@ impl<'a> Default for QueueDescriptionArgs<'a> {
       shard: 0,
       first_sequence: 0,
       next_sequence: 0,
+      dead_lettering: 0,
+      subscriptions: 0,
     }
   }
 }
@@ -3501,6 +5520,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> QueueDescriptionBuilder<'a, '
     self.fbb_.push_slot::<u64>(QueueDescription::VT_NEXT_SEQUENCE, next_sequence, 0);
   }
   #[inline]
+  pub fn add_dead_lettering(&mut self, dead_lettering: u64) {
+    self.fbb_.push_slot::<u64>(QueueDescription::VT_DEAD_LETTERING, dead_lettering, 0);
+  }
+  #[inline]
+  pub fn add_subscriptions(&mut self, subscriptions: u32) {
+    self.fbb_.push_slot::<u32>(QueueDescription::VT_SUBSCRIPTIONS, subscriptions, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> QueueDescriptionBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     QueueDescriptionBuilder {
@@ -3538,6 +5565,8 @@ impl ::core::fmt::Debug for QueueDescription<'_> {
       ds.field("shard", &self.shard());
       ds.field("first_sequence", &self.first_sequence());
       ds.field("next_sequence", &self.next_sequence());
+      ds.field("dead_lettering", &self.dead_lettering());
+      ds.field("subscriptions", &self.subscriptions());
       ds.finish()
   }
 }
@@ -3561,6 +5590,8 @@ pub struct QueueDescriptionT {
   pub shard: u32,
   pub first_sequence: u64,
   pub next_sequence: u64,
+  pub dead_lettering: u64,
+  pub subscriptions: u32,
 }
 impl Default for QueueDescriptionT {
   fn default() -> Self {
@@ -3582,6 +5613,8 @@ impl Default for QueueDescriptionT {
       shard: 0,
       first_sequence: 0,
       next_sequence: 0,
+      dead_lettering: 0,
+      subscriptions: 0,
     }
   }
 }
@@ -3618,6 +5651,8 @@ impl QueueDescriptionT {
     let shard = self.shard;
     let first_sequence = self.first_sequence;
     let next_sequence = self.next_sequence;
+    let dead_lettering = self.dead_lettering;
+    let subscriptions = self.subscriptions;
     QueueDescription::create(_fbb, &QueueDescriptionArgs{
       name,
       options,
@@ -3636,6 +5671,8 @@ impl QueueDescriptionT {
       shard,
       first_sequence,
       next_sequence,
+      dead_lettering,
+      subscriptions,
     })
   }
 }
@@ -3788,6 +5825,1062 @@ impl QueueListingT {
     QueueListing::create(_fbb, &QueueListingArgs{
       queues,
       more,
+    })
+  }
+}
+pub enum SubscriptionDescriptionOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SubscriptionDescription<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SubscriptionDescription<'a> {
+  type Inner = SubscriptionDescription<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SubscriptionDescription<'a> {
+  pub const VT_QUEUE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 6;
+  pub const VT_OPTIONS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_READY: ::flatbuffers::VOffsetT = 10;
+  pub const VT_IN_FLIGHT: ::flatbuffers::VOffsetT = 12;
+  pub const VT_DELAYED: ::flatbuffers::VOffsetT = 14;
+  pub const VT_DEAD_LETTERING: ::flatbuffers::VOffsetT = 16;
+  pub const VT_BYTES: ::flatbuffers::VOffsetT = 18;
+  pub const VT_ENTERED: ::flatbuffers::VOffsetT = 20;
+  pub const VT_DELIVERED: ::flatbuffers::VOffsetT = 22;
+  pub const VT_DELIVERED_BYTES: ::flatbuffers::VOffsetT = 24;
+  pub const VT_REDELIVERED: ::flatbuffers::VOffsetT = 26;
+  pub const VT_ACKED: ::flatbuffers::VOffsetT = 28;
+  pub const VT_RETURNED: ::flatbuffers::VOffsetT = 30;
+  pub const VT_FAILED: ::flatbuffers::VOffsetT = 32;
+  pub const VT_DEAD_LETTERED: ::flatbuffers::VOffsetT = 34;
+  pub const VT_EXPIRED: ::flatbuffers::VOffsetT = 36;
+  pub const VT_DROPPED: ::flatbuffers::VOffsetT = 38;
+  pub const VT_PURGED: ::flatbuffers::VOffsetT = 40;
+  pub const VT_REDRIVEN: ::flatbuffers::VOffsetT = 42;
+  pub const VT_CONSUMERS: ::flatbuffers::VOffsetT = 44;
+  pub const VT_PAUSED_REASON: ::flatbuffers::VOffsetT = 46;
+  pub const VT_DEAD_LETTER_REASON: ::flatbuffers::VOffsetT = 48;
+  pub const VT_CREATED_WALL_US: ::flatbuffers::VOffsetT = 50;
+  pub const VT_CURSOR_SEQUENCE: ::flatbuffers::VOffsetT = 52;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SubscriptionDescription { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SubscriptionDescriptionArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionDescription<'bldr>> {
+    let mut builder = SubscriptionDescriptionBuilder::new(_fbb);
+    builder.add_cursor_sequence(args.cursor_sequence);
+    builder.add_created_wall_us(args.created_wall_us);
+    builder.add_redriven(args.redriven);
+    builder.add_purged(args.purged);
+    builder.add_dropped(args.dropped);
+    builder.add_expired(args.expired);
+    builder.add_dead_lettered(args.dead_lettered);
+    builder.add_failed(args.failed);
+    builder.add_returned(args.returned);
+    builder.add_acked(args.acked);
+    builder.add_redelivered(args.redelivered);
+    builder.add_delivered_bytes(args.delivered_bytes);
+    builder.add_delivered(args.delivered);
+    builder.add_entered(args.entered);
+    builder.add_bytes(args.bytes);
+    builder.add_dead_lettering(args.dead_lettering);
+    builder.add_delayed(args.delayed);
+    builder.add_in_flight(args.in_flight);
+    builder.add_ready(args.ready);
+    if let Some(x) = args.dead_letter_reason { builder.add_dead_letter_reason(x); }
+    if let Some(x) = args.paused_reason { builder.add_paused_reason(x); }
+    builder.add_consumers(args.consumers);
+    if let Some(x) = args.options { builder.add_options(x); }
+    if let Some(x) = args.name { builder.add_name(x); }
+    if let Some(x) = args.queue { builder.add_queue(x); }
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> SubscriptionDescriptionT {
+    let queue = {
+      let x = self.queue();
+      alloc::string::ToString::to_string(x)
+    };
+    let name = {
+      let x = self.name();
+      alloc::string::ToString::to_string(x)
+    };
+    let options = {
+      let x = self.options();
+      alloc::boxed::Box::new(x.unpack())
+    };
+    let ready = self.ready();
+    let in_flight = self.in_flight();
+    let delayed = self.delayed();
+    let dead_lettering = self.dead_lettering();
+    let bytes = self.bytes();
+    let entered = self.entered();
+    let delivered = self.delivered();
+    let delivered_bytes = self.delivered_bytes();
+    let redelivered = self.redelivered();
+    let acked = self.acked();
+    let returned = self.returned();
+    let failed = self.failed();
+    let dead_lettered = self.dead_lettered();
+    let expired = self.expired();
+    let dropped = self.dropped();
+    let purged = self.purged();
+    let redriven = self.redriven();
+    let consumers = self.consumers();
+    let paused_reason = self.paused_reason().map(|x| {
+      alloc::string::ToString::to_string(x)
+    });
+    let dead_letter_reason = self.dead_letter_reason().map(|x| {
+      alloc::string::ToString::to_string(x)
+    });
+    let created_wall_us = self.created_wall_us();
+    let cursor_sequence = self.cursor_sequence();
+    SubscriptionDescriptionT {
+      queue,
+      name,
+      options,
+      ready,
+      in_flight,
+      delayed,
+      dead_lettering,
+      bytes,
+      entered,
+      delivered,
+      delivered_bytes,
+      redelivered,
+      acked,
+      returned,
+      failed,
+      dead_lettered,
+      expired,
+      dropped,
+      purged,
+      redriven,
+      consumers,
+      paused_reason,
+      dead_letter_reason,
+      created_wall_us,
+      cursor_sequence,
+    }
+  }
+
+  #[inline]
+  pub fn queue(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionDescription::VT_QUEUE, None).unwrap()}
+  }
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionDescription::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn options(&self) -> SubscriptionOptions<'a> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<SubscriptionOptions>>(SubscriptionDescription::VT_OPTIONS, None).unwrap()}
+  }
+  #[inline]
+  pub fn ready(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_READY, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn in_flight(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_IN_FLIGHT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn delayed(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_DELAYED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn dead_lettering(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_DEAD_LETTERING, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn entered(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_ENTERED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn delivered(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_DELIVERED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn delivered_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_DELIVERED_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn redelivered(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_REDELIVERED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn acked(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_ACKED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn returned(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_RETURNED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn failed(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_FAILED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn dead_lettered(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_DEAD_LETTERED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn expired(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_EXPIRED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn dropped(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_DROPPED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn purged(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_PURGED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn redriven(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_REDRIVEN, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn consumers(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(SubscriptionDescription::VT_CONSUMERS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn paused_reason(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionDescription::VT_PAUSED_REASON, None)}
+  }
+  #[inline]
+  pub fn dead_letter_reason(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(SubscriptionDescription::VT_DEAD_LETTER_REASON, None)}
+  }
+  #[inline]
+  pub fn created_wall_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_CREATED_WALL_US, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn cursor_sequence(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_CURSOR_SEQUENCE, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SubscriptionDescription<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("queue", Self::VT_QUEUE, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<SubscriptionOptions>>("options", Self::VT_OPTIONS, true)?
+     .visit_field::<u64>("ready", Self::VT_READY, false)?
+     .visit_field::<u64>("in_flight", Self::VT_IN_FLIGHT, false)?
+     .visit_field::<u64>("delayed", Self::VT_DELAYED, false)?
+     .visit_field::<u64>("dead_lettering", Self::VT_DEAD_LETTERING, false)?
+     .visit_field::<u64>("bytes", Self::VT_BYTES, false)?
+     .visit_field::<u64>("entered", Self::VT_ENTERED, false)?
+     .visit_field::<u64>("delivered", Self::VT_DELIVERED, false)?
+     .visit_field::<u64>("delivered_bytes", Self::VT_DELIVERED_BYTES, false)?
+     .visit_field::<u64>("redelivered", Self::VT_REDELIVERED, false)?
+     .visit_field::<u64>("acked", Self::VT_ACKED, false)?
+     .visit_field::<u64>("returned", Self::VT_RETURNED, false)?
+     .visit_field::<u64>("failed", Self::VT_FAILED, false)?
+     .visit_field::<u64>("dead_lettered", Self::VT_DEAD_LETTERED, false)?
+     .visit_field::<u64>("expired", Self::VT_EXPIRED, false)?
+     .visit_field::<u64>("dropped", Self::VT_DROPPED, false)?
+     .visit_field::<u64>("purged", Self::VT_PURGED, false)?
+     .visit_field::<u64>("redriven", Self::VT_REDRIVEN, false)?
+     .visit_field::<u32>("consumers", Self::VT_CONSUMERS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("paused_reason", Self::VT_PAUSED_REASON, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("dead_letter_reason", Self::VT_DEAD_LETTER_REASON, false)?
+     .visit_field::<u64>("created_wall_us", Self::VT_CREATED_WALL_US, false)?
+     .visit_field::<u64>("cursor_sequence", Self::VT_CURSOR_SEQUENCE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SubscriptionDescriptionArgs<'a> {
+    pub queue: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub options: Option<::flatbuffers::WIPOffset<SubscriptionOptions<'a>>>,
+    pub ready: u64,
+    pub in_flight: u64,
+    pub delayed: u64,
+    pub dead_lettering: u64,
+    pub bytes: u64,
+    pub entered: u64,
+    pub delivered: u64,
+    pub delivered_bytes: u64,
+    pub redelivered: u64,
+    pub acked: u64,
+    pub returned: u64,
+    pub failed: u64,
+    pub dead_lettered: u64,
+    pub expired: u64,
+    pub dropped: u64,
+    pub purged: u64,
+    pub redriven: u64,
+    pub consumers: u32,
+    pub paused_reason: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub dead_letter_reason: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub created_wall_us: u64,
+    pub cursor_sequence: u64,
+}
+impl<'a> Default for SubscriptionDescriptionArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SubscriptionDescriptionArgs {
+      queue: None, // required field
+      name: None, // required field
+      options: None, // required field
+      ready: 0,
+      in_flight: 0,
+      delayed: 0,
+      dead_lettering: 0,
+      bytes: 0,
+      entered: 0,
+      delivered: 0,
+      delivered_bytes: 0,
+      redelivered: 0,
+      acked: 0,
+      returned: 0,
+      failed: 0,
+      dead_lettered: 0,
+      expired: 0,
+      dropped: 0,
+      purged: 0,
+      redriven: 0,
+      consumers: 0,
+      paused_reason: None,
+      dead_letter_reason: None,
+      created_wall_us: 0,
+      cursor_sequence: 0,
+    }
+  }
+}
+
+pub struct SubscriptionDescriptionBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscriptionDescriptionBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_queue(&mut self, queue: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionDescription::VT_QUEUE, queue);
+  }
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionDescription::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_options(&mut self, options: ::flatbuffers::WIPOffset<SubscriptionOptions<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<SubscriptionOptions>>(SubscriptionDescription::VT_OPTIONS, options);
+  }
+  #[inline]
+  pub fn add_ready(&mut self, ready: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_READY, ready, 0);
+  }
+  #[inline]
+  pub fn add_in_flight(&mut self, in_flight: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_IN_FLIGHT, in_flight, 0);
+  }
+  #[inline]
+  pub fn add_delayed(&mut self, delayed: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_DELAYED, delayed, 0);
+  }
+  #[inline]
+  pub fn add_dead_lettering(&mut self, dead_lettering: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_DEAD_LETTERING, dead_lettering, 0);
+  }
+  #[inline]
+  pub fn add_bytes(&mut self, bytes: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_BYTES, bytes, 0);
+  }
+  #[inline]
+  pub fn add_entered(&mut self, entered: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_ENTERED, entered, 0);
+  }
+  #[inline]
+  pub fn add_delivered(&mut self, delivered: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_DELIVERED, delivered, 0);
+  }
+  #[inline]
+  pub fn add_delivered_bytes(&mut self, delivered_bytes: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_DELIVERED_BYTES, delivered_bytes, 0);
+  }
+  #[inline]
+  pub fn add_redelivered(&mut self, redelivered: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_REDELIVERED, redelivered, 0);
+  }
+  #[inline]
+  pub fn add_acked(&mut self, acked: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_ACKED, acked, 0);
+  }
+  #[inline]
+  pub fn add_returned(&mut self, returned: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_RETURNED, returned, 0);
+  }
+  #[inline]
+  pub fn add_failed(&mut self, failed: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_FAILED, failed, 0);
+  }
+  #[inline]
+  pub fn add_dead_lettered(&mut self, dead_lettered: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_DEAD_LETTERED, dead_lettered, 0);
+  }
+  #[inline]
+  pub fn add_expired(&mut self, expired: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_EXPIRED, expired, 0);
+  }
+  #[inline]
+  pub fn add_dropped(&mut self, dropped: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_DROPPED, dropped, 0);
+  }
+  #[inline]
+  pub fn add_purged(&mut self, purged: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_PURGED, purged, 0);
+  }
+  #[inline]
+  pub fn add_redriven(&mut self, redriven: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_REDRIVEN, redriven, 0);
+  }
+  #[inline]
+  pub fn add_consumers(&mut self, consumers: u32) {
+    self.fbb_.push_slot::<u32>(SubscriptionDescription::VT_CONSUMERS, consumers, 0);
+  }
+  #[inline]
+  pub fn add_paused_reason(&mut self, paused_reason: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionDescription::VT_PAUSED_REASON, paused_reason);
+  }
+  #[inline]
+  pub fn add_dead_letter_reason(&mut self, dead_letter_reason: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionDescription::VT_DEAD_LETTER_REASON, dead_letter_reason);
+  }
+  #[inline]
+  pub fn add_created_wall_us(&mut self, created_wall_us: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_CREATED_WALL_US, created_wall_us, 0);
+  }
+  #[inline]
+  pub fn add_cursor_sequence(&mut self, cursor_sequence: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_CURSOR_SEQUENCE, cursor_sequence, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscriptionDescriptionBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SubscriptionDescriptionBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SubscriptionDescription<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SubscriptionDescription::VT_QUEUE,"queue");
+    self.fbb_.required(o, SubscriptionDescription::VT_NAME,"name");
+    self.fbb_.required(o, SubscriptionDescription::VT_OPTIONS,"options");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SubscriptionDescription<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SubscriptionDescription");
+      ds.field("queue", &self.queue());
+      ds.field("name", &self.name());
+      ds.field("options", &self.options());
+      ds.field("ready", &self.ready());
+      ds.field("in_flight", &self.in_flight());
+      ds.field("delayed", &self.delayed());
+      ds.field("dead_lettering", &self.dead_lettering());
+      ds.field("bytes", &self.bytes());
+      ds.field("entered", &self.entered());
+      ds.field("delivered", &self.delivered());
+      ds.field("delivered_bytes", &self.delivered_bytes());
+      ds.field("redelivered", &self.redelivered());
+      ds.field("acked", &self.acked());
+      ds.field("returned", &self.returned());
+      ds.field("failed", &self.failed());
+      ds.field("dead_lettered", &self.dead_lettered());
+      ds.field("expired", &self.expired());
+      ds.field("dropped", &self.dropped());
+      ds.field("purged", &self.purged());
+      ds.field("redriven", &self.redriven());
+      ds.field("consumers", &self.consumers());
+      ds.field("paused_reason", &self.paused_reason());
+      ds.field("dead_letter_reason", &self.dead_letter_reason());
+      ds.field("created_wall_us", &self.created_wall_us());
+      ds.field("cursor_sequence", &self.cursor_sequence());
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubscriptionDescriptionT {
+  pub queue: alloc::string::String,
+  pub name: alloc::string::String,
+  pub options: alloc::boxed::Box<SubscriptionOptionsT>,
+  pub ready: u64,
+  pub in_flight: u64,
+  pub delayed: u64,
+  pub dead_lettering: u64,
+  pub bytes: u64,
+  pub entered: u64,
+  pub delivered: u64,
+  pub delivered_bytes: u64,
+  pub redelivered: u64,
+  pub acked: u64,
+  pub returned: u64,
+  pub failed: u64,
+  pub dead_lettered: u64,
+  pub expired: u64,
+  pub dropped: u64,
+  pub purged: u64,
+  pub redriven: u64,
+  pub consumers: u32,
+  pub paused_reason: Option<alloc::string::String>,
+  pub dead_letter_reason: Option<alloc::string::String>,
+  pub created_wall_us: u64,
+  pub cursor_sequence: u64,
+}
+impl Default for SubscriptionDescriptionT {
+  fn default() -> Self {
+    Self {
+      queue: alloc::string::ToString::to_string(""),
+      name: alloc::string::ToString::to_string(""),
+      options: Default::default(),
+      ready: 0,
+      in_flight: 0,
+      delayed: 0,
+      dead_lettering: 0,
+      bytes: 0,
+      entered: 0,
+      delivered: 0,
+      delivered_bytes: 0,
+      redelivered: 0,
+      acked: 0,
+      returned: 0,
+      failed: 0,
+      dead_lettered: 0,
+      expired: 0,
+      dropped: 0,
+      purged: 0,
+      redriven: 0,
+      consumers: 0,
+      paused_reason: None,
+      dead_letter_reason: None,
+      created_wall_us: 0,
+      cursor_sequence: 0,
+    }
+  }
+}
+impl SubscriptionDescriptionT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionDescription<'b>> {
+    let queue = Some({
+      let x = &self.queue;
+      _fbb.create_string(x)
+    });
+    let name = Some({
+      let x = &self.name;
+      _fbb.create_string(x)
+    });
+    let options = Some({
+      let x = &self.options;
+      x.pack(_fbb)
+    });
+    let ready = self.ready;
+    let in_flight = self.in_flight;
+    let delayed = self.delayed;
+    let dead_lettering = self.dead_lettering;
+    let bytes = self.bytes;
+    let entered = self.entered;
+    let delivered = self.delivered;
+    let delivered_bytes = self.delivered_bytes;
+    let redelivered = self.redelivered;
+    let acked = self.acked;
+    let returned = self.returned;
+    let failed = self.failed;
+    let dead_lettered = self.dead_lettered;
+    let expired = self.expired;
+    let dropped = self.dropped;
+    let purged = self.purged;
+    let redriven = self.redriven;
+    let consumers = self.consumers;
+    let paused_reason = self.paused_reason.as_ref().map(|x|{
+      _fbb.create_string(x)
+    });
+    let dead_letter_reason = self.dead_letter_reason.as_ref().map(|x|{
+      _fbb.create_string(x)
+    });
+    let created_wall_us = self.created_wall_us;
+    let cursor_sequence = self.cursor_sequence;
+    SubscriptionDescription::create(_fbb, &SubscriptionDescriptionArgs{
+      queue,
+      name,
+      options,
+      ready,
+      in_flight,
+      delayed,
+      dead_lettering,
+      bytes,
+      entered,
+      delivered,
+      delivered_bytes,
+      redelivered,
+      acked,
+      returned,
+      failed,
+      dead_lettered,
+      expired,
+      dropped,
+      purged,
+      redriven,
+      consumers,
+      paused_reason,
+      dead_letter_reason,
+      created_wall_us,
+      cursor_sequence,
+    })
+  }
+}
+pub enum SubscriptionListingOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SubscriptionListing<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SubscriptionListing<'a> {
+  type Inner = SubscriptionListing<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SubscriptionListing<'a> {
+  pub const VT_SUBSCRIPTIONS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SubscriptionListing { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SubscriptionListingArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionListing<'bldr>> {
+    let mut builder = SubscriptionListingBuilder::new(_fbb);
+    if let Some(x) = args.subscriptions { builder.add_subscriptions(x); }
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> SubscriptionListingT {
+    let subscriptions = self.subscriptions().map(|x| {
+      x.iter().map(|t| t.unpack()).collect()
+    });
+    SubscriptionListingT {
+      subscriptions,
+    }
+  }
+
+  #[inline]
+  pub fn subscriptions(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<SubscriptionDescription<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<SubscriptionDescription>>>>(SubscriptionListing::VT_SUBSCRIPTIONS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SubscriptionListing<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<SubscriptionDescription>>>>("subscriptions", Self::VT_SUBSCRIPTIONS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SubscriptionListingArgs<'a> {
+    pub subscriptions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<SubscriptionDescription<'a>>>>>,
+}
+impl<'a> Default for SubscriptionListingArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SubscriptionListingArgs {
+      subscriptions: None,
+    }
+  }
+}
+
+pub struct SubscriptionListingBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscriptionListingBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_subscriptions(&mut self, subscriptions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<SubscriptionDescription<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SubscriptionListing::VT_SUBSCRIPTIONS, subscriptions);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscriptionListingBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SubscriptionListingBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SubscriptionListing<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SubscriptionListing<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SubscriptionListing");
+      ds.field("subscriptions", &self.subscriptions());
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubscriptionListingT {
+  pub subscriptions: Option<alloc::vec::Vec<SubscriptionDescriptionT>>,
+}
+impl Default for SubscriptionListingT {
+  fn default() -> Self {
+    Self {
+      subscriptions: None,
+    }
+  }
+}
+impl SubscriptionListingT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<SubscriptionListing<'b>> {
+    let subscriptions = self.subscriptions.as_ref().map(|x|{
+      let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();_fbb.create_vector(&w)
+    });
+    SubscriptionListing::create(_fbb, &SubscriptionListingArgs{
+      subscriptions,
+    })
+  }
+}
+pub enum RedrivenOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Redriven<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Redriven<'a> {
+  type Inner = Redriven<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Redriven<'a> {
+  pub const VT_MESSAGES: ::flatbuffers::VOffsetT = 4;
+  pub const VT_LAST_SEQUENCE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_FINISHED: ::flatbuffers::VOffsetT = 8;
+  pub const VT_REFUSED: ::flatbuffers::VOffsetT = 10;
+  pub const VT_REASON: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Redriven { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RedrivenArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Redriven<'bldr>> {
+    let mut builder = RedrivenBuilder::new(_fbb);
+    builder.add_refused(args.refused);
+    builder.add_last_sequence(args.last_sequence);
+    builder.add_messages(args.messages);
+    if let Some(x) = args.reason { builder.add_reason(x); }
+    builder.add_finished(args.finished);
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> RedrivenT {
+    let messages = self.messages();
+    let last_sequence = self.last_sequence();
+    let finished = self.finished();
+    let refused = self.refused();
+    let reason = self.reason().map(|x| {
+      alloc::string::ToString::to_string(x)
+    });
+    RedrivenT {
+      messages,
+      last_sequence,
+      finished,
+      refused,
+      reason,
+    }
+  }
+
+  #[inline]
+  pub fn messages(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Redriven::VT_MESSAGES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn last_sequence(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Redriven::VT_LAST_SEQUENCE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn finished(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Redriven::VT_FINISHED, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn refused(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Redriven::VT_REFUSED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn reason(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Redriven::VT_REASON, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Redriven<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("messages", Self::VT_MESSAGES, false)?
+     .visit_field::<u64>("last_sequence", Self::VT_LAST_SEQUENCE, false)?
+     .visit_field::<bool>("finished", Self::VT_FINISHED, false)?
+     .visit_field::<u64>("refused", Self::VT_REFUSED, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("reason", Self::VT_REASON, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RedrivenArgs<'a> {
+    pub messages: u64,
+    pub last_sequence: u64,
+    pub finished: bool,
+    pub refused: u64,
+    pub reason: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for RedrivenArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    RedrivenArgs {
+      messages: 0,
+      last_sequence: 0,
+      finished: false,
+      refused: 0,
+      reason: None,
+    }
+  }
+}
+
+pub struct RedrivenBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RedrivenBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_messages(&mut self, messages: u64) {
+    self.fbb_.push_slot::<u64>(Redriven::VT_MESSAGES, messages, 0);
+  }
+  #[inline]
+  pub fn add_last_sequence(&mut self, last_sequence: u64) {
+    self.fbb_.push_slot::<u64>(Redriven::VT_LAST_SEQUENCE, last_sequence, 0);
+  }
+  #[inline]
+  pub fn add_finished(&mut self, finished: bool) {
+    self.fbb_.push_slot::<bool>(Redriven::VT_FINISHED, finished, false);
+  }
+  #[inline]
+  pub fn add_refused(&mut self, refused: u64) {
+    self.fbb_.push_slot::<u64>(Redriven::VT_REFUSED, refused, 0);
+  }
+  #[inline]
+  pub fn add_reason(&mut self, reason: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Redriven::VT_REASON, reason);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RedrivenBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RedrivenBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Redriven<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Redriven<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Redriven");
+      ds.field("messages", &self.messages());
+      ds.field("last_sequence", &self.last_sequence());
+      ds.field("finished", &self.finished());
+      ds.field("refused", &self.refused());
+      ds.field("reason", &self.reason());
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct RedrivenT {
+  pub messages: u64,
+  pub last_sequence: u64,
+  pub finished: bool,
+  pub refused: u64,
+  pub reason: Option<alloc::string::String>,
+}
+impl Default for RedrivenT {
+  fn default() -> Self {
+    Self {
+      messages: 0,
+      last_sequence: 0,
+      finished: false,
+      refused: 0,
+      reason: None,
+    }
+  }
+}
+impl RedrivenT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<Redriven<'b>> {
+    let messages = self.messages;
+    let last_sequence = self.last_sequence;
+    let finished = self.finished;
+    let refused = self.refused;
+    let reason = self.reason.as_ref().map(|x|{
+      _fbb.create_string(x)
+    });
+    Redriven::create(_fbb, &RedrivenArgs{
+      messages,
+      last_sequence,
+      finished,
+      refused,
+      reason,
     })
   }
 }
@@ -4207,6 +7300,9 @@ impl<'a> Stats<'a> {
   pub const VT_BYTES_OUT: ::flatbuffers::VOffsetT = 44;
   pub const VT_QUEUES_BLOCKED: ::flatbuffers::VOffsetT = 46;
   pub const VT_QUEUES_DELETED_MESSAGES: ::flatbuffers::VOffsetT = 48;
+  pub const VT_SUBSCRIPTIONS: ::flatbuffers::VOffsetT = 50;
+  pub const VT_DEAD_LETTERING: ::flatbuffers::VOffsetT = 52;
+  pub const VT_CROSSED_BYTES: ::flatbuffers::VOffsetT = 54;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4218,6 +7314,8 @@ impl<'a> Stats<'a> {
     args: &'args StatsArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Stats<'bldr>> {
     let mut builder = StatsBuilder::new(_fbb);
+    builder.add_crossed_bytes(args.crossed_bytes);
+    builder.add_dead_lettering(args.dead_lettering);
     builder.add_queues_deleted_messages(args.queues_deleted_messages);
     builder.add_bytes_out(args.bytes_out);
     builder.add_bytes_in(args.bytes_in);
@@ -4233,6 +7331,7 @@ impl<'a> Stats<'a> {
     builder.add_connections_shed(args.connections_shed);
     builder.add_connections_accepted(args.connections_accepted);
     builder.add_uptime_ms(args.uptime_ms);
+    builder.add_subscriptions(args.subscriptions);
     builder.add_queues_blocked(args.queues_blocked);
     if let Some(x) = args.counters { builder.add_counters(x); }
     builder.add_consumers(args.consumers);
@@ -4272,6 +7371,9 @@ impl<'a> Stats<'a> {
     let bytes_out = self.bytes_out();
     let queues_blocked = self.queues_blocked();
     let queues_deleted_messages = self.queues_deleted_messages();
+    let subscriptions = self.subscriptions();
+    let dead_lettering = self.dead_lettering();
+    let crossed_bytes = self.crossed_bytes();
     StatsT {
       server_version,
       uptime_ms,
@@ -4296,6 +7398,9 @@ impl<'a> Stats<'a> {
       bytes_out,
       queues_blocked,
       queues_deleted_messages,
+      subscriptions,
+      dead_lettering,
+      crossed_bytes,
     }
   }
 
@@ -4460,6 +7565,27 @@ impl<'a> Stats<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(Stats::VT_QUEUES_DELETED_MESSAGES, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn subscriptions(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Stats::VT_SUBSCRIPTIONS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn dead_lettering(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_DEAD_LETTERING, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn crossed_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_CROSSED_BYTES, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Stats<'_> {
@@ -4491,6 +7617,9 @@ impl ::flatbuffers::Verifiable for Stats<'_> {
      .visit_field::<u64>("bytes_out", Self::VT_BYTES_OUT, false)?
      .visit_field::<u32>("queues_blocked", Self::VT_QUEUES_BLOCKED, false)?
      .visit_field::<u64>("queues_deleted_messages", Self::VT_QUEUES_DELETED_MESSAGES, false)?
+     .visit_field::<u32>("subscriptions", Self::VT_SUBSCRIPTIONS, false)?
+     .visit_field::<u64>("dead_lettering", Self::VT_DEAD_LETTERING, false)?
+     .visit_field::<u64>("crossed_bytes", Self::VT_CROSSED_BYTES, false)?
      .finish();
     Ok(())
   }
@@ -4519,6 +7648,9 @@ pub struct StatsArgs<'a> {
     pub bytes_out: u64,
     pub queues_blocked: u32,
     pub queues_deleted_messages: u64,
+    pub subscriptions: u32,
+    pub dead_lettering: u64,
+    pub crossed_bytes: u64,
 }
 impl<'a> Default for StatsArgs<'a> {
   #[inline]
@@ -4547,6 +7679,9 @@ impl<'a> Default for StatsArgs<'a> {
       bytes_out: 0,
       queues_blocked: 0,
       queues_deleted_messages: 0,
+      subscriptions: 0,
+      dead_lettering: 0,
+      crossed_bytes: 0,
     }
   }
 }
@@ -4649,6 +7784,18 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StatsBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u64>(Stats::VT_QUEUES_DELETED_MESSAGES, queues_deleted_messages, 0);
   }
   #[inline]
+  pub fn add_subscriptions(&mut self, subscriptions: u32) {
+    self.fbb_.push_slot::<u32>(Stats::VT_SUBSCRIPTIONS, subscriptions, 0);
+  }
+  #[inline]
+  pub fn add_dead_lettering(&mut self, dead_lettering: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_DEAD_LETTERING, dead_lettering, 0);
+  }
+  #[inline]
+  pub fn add_crossed_bytes(&mut self, crossed_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_CROSSED_BYTES, crossed_bytes, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatsBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     StatsBuilder {
@@ -4689,6 +7836,9 @@ impl ::core::fmt::Debug for Stats<'_> {
       ds.field("bytes_out", &self.bytes_out());
       ds.field("queues_blocked", &self.queues_blocked());
       ds.field("queues_deleted_messages", &self.queues_deleted_messages());
+      ds.field("subscriptions", &self.subscriptions());
+      ds.field("dead_lettering", &self.dead_lettering());
+      ds.field("crossed_bytes", &self.crossed_bytes());
       ds.finish()
   }
 }
@@ -4718,6 +7868,9 @@ pub struct StatsT {
   pub bytes_out: u64,
   pub queues_blocked: u32,
   pub queues_deleted_messages: u64,
+  pub subscriptions: u32,
+  pub dead_lettering: u64,
+  pub crossed_bytes: u64,
 }
 impl Default for StatsT {
   fn default() -> Self {
@@ -4745,6 +7898,9 @@ impl Default for StatsT {
       bytes_out: 0,
       queues_blocked: 0,
       queues_deleted_messages: 0,
+      subscriptions: 0,
+      dead_lettering: 0,
+      crossed_bytes: 0,
     }
   }
 }
@@ -4780,6 +7936,9 @@ impl StatsT {
     let bytes_out = self.bytes_out;
     let queues_blocked = self.queues_blocked;
     let queues_deleted_messages = self.queues_deleted_messages;
+    let subscriptions = self.subscriptions;
+    let dead_lettering = self.dead_lettering;
+    let crossed_bytes = self.crossed_bytes;
     Stats::create(_fbb, &StatsArgs{
       server_version,
       uptime_ms,
@@ -4804,6 +7963,9 @@ impl StatsT {
       bytes_out,
       queues_blocked,
       queues_deleted_messages,
+      subscriptions,
+      dead_lettering,
+      crossed_bytes,
     })
   }
 }
@@ -5006,6 +8168,7 @@ impl<'a> ProducerOpened<'a> {
   pub const VT_MESSAGE_BYTES_MAX: ::flatbuffers::VOffsetT = 8;
   pub const VT_BLOCKED: ::flatbuffers::VOffsetT = 10;
   pub const VT_BLOCKED_REASON: ::flatbuffers::VOffsetT = 12;
+  pub const VT_HOME_SHARD: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5020,6 +8183,7 @@ impl<'a> ProducerOpened<'a> {
     builder.add_message_bytes_max(args.message_bytes_max);
     builder.add_window_bytes_total(args.window_bytes_total);
     builder.add_last_sequence(args.last_sequence);
+    builder.add_home_shard(args.home_shard);
     if let Some(x) = args.blocked_reason { builder.add_blocked_reason(x); }
     builder.add_blocked(args.blocked);
     builder.finish()
@@ -5033,12 +8197,14 @@ impl<'a> ProducerOpened<'a> {
     let blocked_reason = self.blocked_reason().map(|x| {
       alloc::string::ToString::to_string(x)
     });
+    let home_shard = self.home_shard();
     ProducerOpenedT {
       last_sequence,
       window_bytes_total,
       message_bytes_max,
       blocked,
       blocked_reason,
+      home_shard,
     }
   }
 
@@ -5077,6 +8243,13 @@ impl<'a> ProducerOpened<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ProducerOpened::VT_BLOCKED_REASON, None)}
   }
+  #[inline]
+  pub fn home_shard(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ProducerOpened::VT_HOME_SHARD, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for ProducerOpened<'_> {
@@ -5090,6 +8263,7 @@ impl ::flatbuffers::Verifiable for ProducerOpened<'_> {
      .visit_field::<u64>("message_bytes_max", Self::VT_MESSAGE_BYTES_MAX, false)?
      .visit_field::<bool>("blocked", Self::VT_BLOCKED, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("blocked_reason", Self::VT_BLOCKED_REASON, false)?
+     .visit_field::<u32>("home_shard", Self::VT_HOME_SHARD, false)?
      .finish();
     Ok(())
   }
@@ -5100,6 +8274,7 @@ pub struct ProducerOpenedArgs<'a> {
     pub message_bytes_max: u64,
     pub blocked: bool,
     pub blocked_reason: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub home_shard: u32,
 }
 impl<'a> Default for ProducerOpenedArgs<'a> {
   #[inline]
@@ -5110,6 +8285,7 @@ impl<'a> Default for ProducerOpenedArgs<'a> {
       message_bytes_max: 0,
       blocked: false,
       blocked_reason: None,
+      home_shard: 0,
     }
   }
 }
@@ -5140,6 +8316,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ProducerOpenedBuilder<'a, 'b,
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ProducerOpened::VT_BLOCKED_REASON, blocked_reason);
   }
   #[inline]
+  pub fn add_home_shard(&mut self, home_shard: u32) {
+    self.fbb_.push_slot::<u32>(ProducerOpened::VT_HOME_SHARD, home_shard, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ProducerOpenedBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ProducerOpenedBuilder {
@@ -5162,6 +8342,7 @@ impl ::core::fmt::Debug for ProducerOpened<'_> {
       ds.field("message_bytes_max", &self.message_bytes_max());
       ds.field("blocked", &self.blocked());
       ds.field("blocked_reason", &self.blocked_reason());
+      ds.field("home_shard", &self.home_shard());
       ds.finish()
   }
 }
@@ -5173,6 +8354,7 @@ pub struct ProducerOpenedT {
   pub message_bytes_max: u64,
   pub blocked: bool,
   pub blocked_reason: Option<alloc::string::String>,
+  pub home_shard: u32,
 }
 impl Default for ProducerOpenedT {
   fn default() -> Self {
@@ -5182,6 +8364,7 @@ impl Default for ProducerOpenedT {
       message_bytes_max: 0,
       blocked: false,
       blocked_reason: None,
+      home_shard: 0,
     }
   }
 }
@@ -5197,12 +8380,14 @@ impl ProducerOpenedT {
     let blocked_reason = self.blocked_reason.as_ref().map(|x|{
       _fbb.create_string(x)
     });
+    let home_shard = self.home_shard;
     ProducerOpened::create(_fbb, &ProducerOpenedArgs{
       last_sequence,
       window_bytes_total,
       message_bytes_max,
       blocked,
       blocked_reason,
+      home_shard,
     })
   }
 }
@@ -5228,6 +8413,8 @@ impl<'a> ConsumerOpen<'a> {
   pub const VT_CHECKSUM: ::flatbuffers::VOffsetT = 10;
   pub const VT_CREDIT_MESSAGES: ::flatbuffers::VOffsetT = 12;
   pub const VT_CREDIT_BYTES: ::flatbuffers::VOffsetT = 14;
+  pub const VT_LEASE_MS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_UNACKED_MAX: ::flatbuffers::VOffsetT = 18;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5240,6 +8427,8 @@ impl<'a> ConsumerOpen<'a> {
   ) -> ::flatbuffers::WIPOffset<ConsumerOpen<'bldr>> {
     let mut builder = ConsumerOpenBuilder::new(_fbb);
     builder.add_credit_bytes(args.credit_bytes);
+    builder.add_unacked_max(args.unacked_max);
+    builder.add_lease_ms(args.lease_ms);
     builder.add_credit_messages(args.credit_messages);
     if let Some(x) = args.subscription { builder.add_subscription(x); }
     if let Some(x) = args.queue { builder.add_queue(x); }
@@ -5260,6 +8449,8 @@ impl<'a> ConsumerOpen<'a> {
     let checksum = self.checksum();
     let credit_messages = self.credit_messages();
     let credit_bytes = self.credit_bytes();
+    let lease_ms = self.lease_ms();
+    let unacked_max = self.unacked_max();
     ConsumerOpenT {
       queue,
       subscription,
@@ -5267,6 +8458,8 @@ impl<'a> ConsumerOpen<'a> {
       checksum,
       credit_messages,
       credit_bytes,
+      lease_ms,
+      unacked_max,
     }
   }
 
@@ -5312,6 +8505,20 @@ impl<'a> ConsumerOpen<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(ConsumerOpen::VT_CREDIT_BYTES, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn lease_ms(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ConsumerOpen::VT_LEASE_MS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn unacked_max(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ConsumerOpen::VT_UNACKED_MAX, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for ConsumerOpen<'_> {
@@ -5326,6 +8533,8 @@ impl ::flatbuffers::Verifiable for ConsumerOpen<'_> {
      .visit_field::<bool>("checksum", Self::VT_CHECKSUM, false)?
      .visit_field::<u32>("credit_messages", Self::VT_CREDIT_MESSAGES, false)?
      .visit_field::<u64>("credit_bytes", Self::VT_CREDIT_BYTES, false)?
+     .visit_field::<u32>("lease_ms", Self::VT_LEASE_MS, false)?
+     .visit_field::<u32>("unacked_max", Self::VT_UNACKED_MAX, false)?
      .finish();
     Ok(())
   }
@@ -5337,6 +8546,8 @@ pub struct ConsumerOpenArgs<'a> {
     pub checksum: bool,
     pub credit_messages: u32,
     pub credit_bytes: u64,
+    pub lease_ms: u32,
+    pub unacked_max: u32,
 }
 impl<'a> Default for ConsumerOpenArgs<'a> {
   #[inline]
@@ -5348,6 +8559,8 @@ impl<'a> Default for ConsumerOpenArgs<'a> {
       checksum: false,
       credit_messages: 0,
       credit_bytes: 0,
+      lease_ms: 0,
+      unacked_max: 0,
     }
   }
 }
@@ -5382,6 +8595,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ConsumerOpenBuilder<'a, 'b, A
     self.fbb_.push_slot::<u64>(ConsumerOpen::VT_CREDIT_BYTES, credit_bytes, 0);
   }
   #[inline]
+  pub fn add_lease_ms(&mut self, lease_ms: u32) {
+    self.fbb_.push_slot::<u32>(ConsumerOpen::VT_LEASE_MS, lease_ms, 0);
+  }
+  #[inline]
+  pub fn add_unacked_max(&mut self, unacked_max: u32) {
+    self.fbb_.push_slot::<u32>(ConsumerOpen::VT_UNACKED_MAX, unacked_max, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ConsumerOpenBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ConsumerOpenBuilder {
@@ -5406,6 +8627,8 @@ impl ::core::fmt::Debug for ConsumerOpen<'_> {
       ds.field("checksum", &self.checksum());
       ds.field("credit_messages", &self.credit_messages());
       ds.field("credit_bytes", &self.credit_bytes());
+      ds.field("lease_ms", &self.lease_ms());
+      ds.field("unacked_max", &self.unacked_max());
       ds.finish()
   }
 }
@@ -5418,6 +8641,8 @@ pub struct ConsumerOpenT {
   pub checksum: bool,
   pub credit_messages: u32,
   pub credit_bytes: u64,
+  pub lease_ms: u32,
+  pub unacked_max: u32,
 }
 impl Default for ConsumerOpenT {
   fn default() -> Self {
@@ -5428,6 +8653,8 @@ impl Default for ConsumerOpenT {
       checksum: false,
       credit_messages: 0,
       credit_bytes: 0,
+      lease_ms: 0,
+      unacked_max: 0,
     }
   }
 }
@@ -5447,6 +8674,8 @@ impl ConsumerOpenT {
     let checksum = self.checksum;
     let credit_messages = self.credit_messages;
     let credit_bytes = self.credit_bytes;
+    let lease_ms = self.lease_ms;
+    let unacked_max = self.unacked_max;
     ConsumerOpen::create(_fbb, &ConsumerOpenArgs{
       queue,
       subscription,
@@ -5454,6 +8683,8 @@ impl ConsumerOpenT {
       checksum,
       credit_messages,
       credit_bytes,
+      lease_ms,
+      unacked_max,
     })
   }
 }
@@ -5474,6 +8705,8 @@ impl<'a> ::flatbuffers::Follow<'a> for ConsumerOpened<'a> {
 
 impl<'a> ConsumerOpened<'a> {
   pub const VT_IN_FLIGHT_MAX: ::flatbuffers::VOffsetT = 4;
+  pub const VT_LEASE_MS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_HOME_SHARD: ::flatbuffers::VOffsetT = 8;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5485,14 +8718,20 @@ impl<'a> ConsumerOpened<'a> {
     args: &'args ConsumerOpenedArgs
   ) -> ::flatbuffers::WIPOffset<ConsumerOpened<'bldr>> {
     let mut builder = ConsumerOpenedBuilder::new(_fbb);
+    builder.add_home_shard(args.home_shard);
+    builder.add_lease_ms(args.lease_ms);
     builder.add_in_flight_max(args.in_flight_max);
     builder.finish()
   }
 
   pub fn unpack(&self) -> ConsumerOpenedT {
     let in_flight_max = self.in_flight_max();
+    let lease_ms = self.lease_ms();
+    let home_shard = self.home_shard();
     ConsumerOpenedT {
       in_flight_max,
+      lease_ms,
+      home_shard,
     }
   }
 
@@ -5503,6 +8742,20 @@ impl<'a> ConsumerOpened<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(ConsumerOpened::VT_IN_FLIGHT_MAX, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn lease_ms(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ConsumerOpened::VT_LEASE_MS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn home_shard(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ConsumerOpened::VT_HOME_SHARD, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for ConsumerOpened<'_> {
@@ -5512,18 +8765,24 @@ impl ::flatbuffers::Verifiable for ConsumerOpened<'_> {
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
      .visit_field::<u32>("in_flight_max", Self::VT_IN_FLIGHT_MAX, false)?
+     .visit_field::<u32>("lease_ms", Self::VT_LEASE_MS, false)?
+     .visit_field::<u32>("home_shard", Self::VT_HOME_SHARD, false)?
      .finish();
     Ok(())
   }
 }
 pub struct ConsumerOpenedArgs {
     pub in_flight_max: u32,
+    pub lease_ms: u32,
+    pub home_shard: u32,
 }
 impl<'a> Default for ConsumerOpenedArgs {
   #[inline]
   fn default() -> Self {
     ConsumerOpenedArgs {
       in_flight_max: 0,
+      lease_ms: 0,
+      home_shard: 0,
     }
   }
 }
@@ -5536,6 +8795,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ConsumerOpenedBuilder<'a, 'b,
   #[inline]
   pub fn add_in_flight_max(&mut self, in_flight_max: u32) {
     self.fbb_.push_slot::<u32>(ConsumerOpened::VT_IN_FLIGHT_MAX, in_flight_max, 0);
+  }
+  #[inline]
+  pub fn add_lease_ms(&mut self, lease_ms: u32) {
+    self.fbb_.push_slot::<u32>(ConsumerOpened::VT_LEASE_MS, lease_ms, 0);
+  }
+  #[inline]
+  pub fn add_home_shard(&mut self, home_shard: u32) {
+    self.fbb_.push_slot::<u32>(ConsumerOpened::VT_HOME_SHARD, home_shard, 0);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ConsumerOpenedBuilder<'a, 'b, A> {
@@ -5556,6 +8823,8 @@ impl ::core::fmt::Debug for ConsumerOpened<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("ConsumerOpened");
       ds.field("in_flight_max", &self.in_flight_max());
+      ds.field("lease_ms", &self.lease_ms());
+      ds.field("home_shard", &self.home_shard());
       ds.finish()
   }
 }
@@ -5563,11 +8832,15 @@ impl ::core::fmt::Debug for ConsumerOpened<'_> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConsumerOpenedT {
   pub in_flight_max: u32,
+  pub lease_ms: u32,
+  pub home_shard: u32,
 }
 impl Default for ConsumerOpenedT {
   fn default() -> Self {
     Self {
       in_flight_max: 0,
+      lease_ms: 0,
+      home_shard: 0,
     }
   }
 }
@@ -5577,8 +8850,12 @@ impl ConsumerOpenedT {
     _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
   ) -> ::flatbuffers::WIPOffset<ConsumerOpened<'b>> {
     let in_flight_max = self.in_flight_max;
+    let lease_ms = self.lease_ms;
+    let home_shard = self.home_shard;
     ConsumerOpened::create(_fbb, &ConsumerOpenedArgs{
       in_flight_max,
+      lease_ms,
+      home_shard,
     })
   }
 }

@@ -6,11 +6,14 @@ mod session;
 use super::control::{Answer, ControlError, Request};
 use super::error::ErrorCode;
 use super::frame::{self, FrameError, FrameHeader, Opcode};
-use super::hot::{AckDone, AckRange, Confirm, CreditEntry, DeliverHeader, Pull, PullDone, Reached};
+use super::hot::{
+    AckDone, AckRange, Confirm, CreditEntry, DeliverHeader, ExtendRange, Nack, NackKind, NackRange,
+    Pull, PullDone, Reached,
+};
 use super::wire;
 use crate::limits::{
     ANSWER_PAYLOAD_BYTES_MAX, CONTROL_PAYLOAD_BYTES_MAX, FRAME_PAYLOAD_BYTES_MAX, LIST_COUNT_MAX,
-    NAME_BYTES_MAX, PEEK_COUNT_MAX,
+    NACK_TEXT_BYTES_MAX, NAME_BYTES_MAX, PEEK_COUNT_MAX,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -193,8 +196,15 @@ fn requests() -> Vec<Request> {
         checksum: true,
         credit_messages: 256,
         credit_bytes: 4 << 20,
+        lease_ms: 5000,
+        unacked_max: 7,
     };
-    let create = wire::QueueCreateT { name: name(), options: Some(Box::new(options.clone())) };
+    let create = wire::QueueCreateT {
+        name: name(),
+        options: Some(Box::new(options.clone())),
+        subscriptions: Some(vec!["mail".to_owned(), "audit".to_owned()]),
+        subscription_options: Some(Box::new(subscription_options())),
+    };
     let update = wire::QueueUpdateT { name: name(), options: Box::new(options), set: 15 };
     vec![
         Request::Hello(hello),
@@ -207,16 +217,87 @@ fn requests() -> Vec<Request> {
         Request::QueueCreate(create),
         Request::QueueUpdate(update),
         Request::QueueDelete(wire::QueueDeleteT { name: name(), if_empty: true }),
-        Request::QueuePurge(wire::QueuePurgeT { name: name() }),
+        Request::QueuePurge(wire::QueuePurgeT {
+            name: name(),
+            subscription: Some("mail".to_owned()),
+        }),
         Request::QueueList(wire::QueueListT {
             prefix: Some("or".to_owned()),
             after: Some(name()),
             count_max: 7,
         }),
         Request::QueueDescribe(wire::QueueDescribeT { name: name() }),
-        Request::QueuePeek(wire::QueuePeekT { name: name(), count_max: 3, skip: 4 }),
+        Request::QueuePeek(wire::QueuePeekT {
+            name: name(),
+            count_max: 3,
+            skip: 4,
+            subscription: Some("mail".to_owned()),
+        }),
         Request::BrokerStats(wire::BrokerStatsT {}),
     ]
+}
+
+fn subscription_requests() -> Vec<Request> {
+    let name = || "orders.eu".to_owned();
+    vec![
+        Request::SubscriptionCreate(wire::SubscriptionCreateT {
+            queue: name(),
+            name: "mail".to_owned(),
+            options: Some(Box::new(subscription_options())),
+            start: wire::Start::Oldest,
+        }),
+        Request::SubscriptionUpdate(wire::SubscriptionUpdateT {
+            queue: name(),
+            name: "mail".to_owned(),
+            options: Box::new(subscription_options()),
+            set: 63,
+        }),
+        Request::SubscriptionDelete(wire::SubscriptionDeleteT {
+            queue: name(),
+            name: "mail".to_owned(),
+            force: true,
+        }),
+        Request::SubscriptionList(wire::SubscriptionListT { queue: name() }),
+        Request::SubscriptionDescribe(wire::SubscriptionDescribeT {
+            queue: name(),
+            name: "mail".to_owned(),
+        }),
+        Request::Redrive(wire::RedriveT {
+            queue: name(),
+            target: Some("q".to_owned()),
+            count_max: 5,
+            after_sequence: 6,
+            filter_key: Some("dead-letter-reason".to_owned()),
+            filter_value: Some("rejected".to_owned()),
+        }),
+    ]
+}
+
+fn subscription_options() -> wire::SubscriptionOptionsT {
+    wire::SubscriptionOptionsT {
+        lease_ms: 5000,
+        max_attempts: 3,
+        backoff: Some(Box::new(wire::BackoffT {
+            kind: wire::BackoffKind::List,
+            base_ms: 1,
+            max_ms: 2,
+            jitter: false,
+            list_ms: Some(vec![1, 2, 3]),
+        })),
+        dead_letter: Some("graves".to_owned()),
+        unacked_max: 9,
+        expires_after_ms: 60_000,
+    }
+}
+
+fn subscription(name: &str) -> wire::SubscriptionDescriptionT {
+    wire::SubscriptionDescriptionT {
+        queue: "q".to_owned(),
+        name: name.to_owned(),
+        options: Box::new(subscription_options()),
+        failed: 4,
+        ..Default::default()
+    }
 }
 
 fn description(name: &str) -> wire::QueueDescriptionT {
@@ -258,19 +339,34 @@ fn answers() -> Vec<Answer> {
         Answer::ProducerOpened(wire::ProducerOpenedT { last_sequence: 3, ..Default::default() }),
         Answer::Blocked(wire::BlockedT { code: 68, ..Default::default() }),
         Answer::Unblocked(wire::UnblockedT { window_bytes_total: 9 }),
-        Answer::ConsumerOpened(wire::ConsumerOpenedT { in_flight_max: 8 }),
+        Answer::ConsumerOpened(wire::ConsumerOpenedT {
+            in_flight_max: 8,
+            lease_ms: 9,
+            home_shard: 1,
+        }),
         Answer::QueueDone(wire::QueueDoneT { created: true }),
         Answer::QueueRemoved(wire::QueueRemovedT { messages: 1, bytes: 2 }),
         Answer::QueueListing(wire::QueueListingT { queues: Some(queues), more: true }),
         Answer::QueueDescription(description("q")),
         Answer::PeekedMessages(wire::PeekedMessagesT { messages: Some(messages), more: true }),
         Answer::Stats(wire::StatsT { ticks: 3, ..Default::default() }),
+        Answer::SubscriptionListing(wire::SubscriptionListingT {
+            subscriptions: Some(vec![subscription("audit"), subscription("mail")]),
+        }),
+        Answer::SubscriptionDescription(subscription("mail")),
+        Answer::Redriven(wire::RedrivenT {
+            messages: 1,
+            last_sequence: 2,
+            finished: true,
+            refused: 3,
+            reason: Some("queue_bytes_max".to_owned()),
+        }),
     ]
 }
 
 #[test]
 fn control_bodies_come_back_as_they_went() {
-    for request in requests() {
+    for request in requests().into_iter().chain(subscription_requests()) {
         let bytes = request.encode();
         assert!(bytes.len() <= CONTROL_PAYLOAD_BYTES_MAX);
         assert_eq!(Request::decode(request.opcode(), &bytes), Ok(request));
@@ -283,13 +379,48 @@ fn control_bodies_come_back_as_they_went() {
 }
 
 #[test]
+fn nacks_and_extends_have_their_layout() {
+    let ranges = vec![
+        NackRange { handle: 7, kind: NackKind::Failed, first: 1, last: 2, delay_ms: None },
+        NackRange { handle: 8, kind: NackKind::Returned, first: 3, last: 3, delay_ms: Some(0) },
+        NackRange { handle: 9, kind: NackKind::Rejected, first: 4, last: 9, delay_ms: Some(5) },
+    ];
+    let nack = Nack { ranges, text: "no öil" };
+    let bytes = nack.encode();
+    assert_eq!(bytes[..8], [3, 0, 0, 0, 7, 0, 0, 0]);
+    assert_eq!(bytes[8..16], [7, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(bytes[32..40], [255, 255, 255, 255, 0, 0, 0, 0]);
+    assert_eq!(Nack::decode(&bytes), Some(nack));
+    for cut in 0..bytes.len() {
+        assert_eq!(Nack::decode(&bytes[..cut]), None, "{cut}");
+    }
+    let mut unknown_kind = bytes.clone();
+    unknown_kind[12] = 3;
+    assert_eq!(Nack::decode(&unknown_kind), None);
+    let mut no_text = bytes;
+    *no_text.last_mut().unwrap() = 0xff;
+    assert_eq!(Nack::decode(&no_text), None);
+    let long = Nack { ranges: vec![], text: &"x".repeat(NACK_TEXT_BYTES_MAX + 1) }.encode();
+    assert_eq!(Nack::decode(&long), None);
+
+    let range = ExtendRange { handle: 0x0102_0304, lease_ms: 5, first: 0x1112, last: 0x2122 };
+    let twice = [range.encode(), range.encode()].concat();
+    assert_eq!(twice[..9], [4, 3, 2, 1, 5, 0, 0, 0, 0x12]);
+    assert_eq!(ExtendRange::decode_all(&twice).unwrap().collect::<Vec<_>>(), [range, range]);
+    assert!(ExtendRange::decode_all(&twice[1..]).is_none());
+}
+
+#[test]
 fn every_opcode_has_one_kind_of_body() {
     use Opcode as O;
     for &opcode in Opcode::ALL {
-        let requested = requests().iter().any(|request| request.opcode() == opcode);
+        let requested = requests()
+            .iter()
+            .chain(&subscription_requests())
+            .any(|request| request.opcode() == opcode);
         let answered = answers().iter().any(|answer| answer.opcode() == opcode);
         let hot = [O::Publish, O::Confirm, O::Deliver, O::Credit, O::Ack, O::AckDone];
-        let other = [O::Pull, O::PullDone, O::Ping, O::Pong, O::Closed];
+        let other = [O::Nack, O::Extend, O::Pull, O::PullDone, O::Ping, O::Pong, O::Closed];
         let empty = [O::ProducerClose, O::ConsumerClose];
         let fixed = hot.contains(&opcode) || other.contains(&opcode) || empty.contains(&opcode);
         let kinds = [requested, answered, fixed].iter().filter(|kind| **kind).count();
@@ -354,6 +485,8 @@ proptest! {
         let _ = DeliverHeader::decode(&bytes);
         let _ = CreditEntry::decode_all(&bytes).map(Iterator::count);
         let _ = AckRange::decode_all(&bytes).map(Iterator::count);
+        let _ = ExtendRange::decode_all(&bytes).map(Iterator::count);
+        let _ = Nack::decode(&bytes);
         let _ = AckDone::decode(&bytes);
         let _ = Pull::decode(&bytes);
         let _ = PullDone::decode(&bytes);
@@ -368,7 +501,8 @@ proptest! {
         whole in any::<bool>(),
     ) {
         let mut bodies: Vec<(Opcode, Vec<u8>)> = Vec::new();
-        bodies.extend(requests().iter().map(|request| (request.opcode(), request.encode())));
+        let all = requests().into_iter().chain(subscription_requests());
+        bodies.extend(all.map(|request| (request.opcode(), request.encode())));
         bodies.extend(answers().iter().map(|answer| (answer.opcode(), answer.encode())));
         let (opcode, mut bytes) = bodies.swap_remove(which.index(bodies.len()));
         for (at, byte) in damage {

@@ -60,6 +60,7 @@ impl Core {
             records_per_batch_max: BATCH_RECORDS_MAX as u32,
             handles_max: HANDLES_MAX as u32,
             shards: self.config.shards,
+            shard: self.config.shard,
         });
         self.answer(key, header, &body);
         if self.draining.is_some() {
@@ -81,6 +82,14 @@ impl Core {
             Request::QueueDescribe(body) => self.describe_queue(&body.name),
             Request::QueuePeek(body) => self.peek_queue(&body),
             Request::BrokerStats(_) => Ok(Some(self.stats_answer())),
+            Request::SubscriptionCreate(_)
+            | Request::SubscriptionUpdate(_)
+            | Request::SubscriptionDelete(_)
+            | Request::SubscriptionList(_)
+            | Request::SubscriptionDescribe(_)
+            | Request::Redrive(_) => {
+                Err((ErrorCode::Unsupported, "not in this version".to_owned()))
+            }
         };
         match answer {
             Ok(Some(answer)) => self.answer(key, header, &answer),
@@ -129,6 +138,7 @@ impl Core {
             message_bytes_max: slot.queue.options().message_bytes_max,
             blocked: blocked.is_some(),
             blocked_reason: blocked.map(blocked_reason),
+            home_shard: self.config.shard,
         };
         if let Some(connection) = self.connections.at_mut(key) {
             let target = Target::Producer { queue, producer: opened.key };
@@ -188,7 +198,11 @@ impl Core {
             connection.open_handle(header.handle, Target::Consumer { queue, consumer });
         }
         let in_flight_max = self.config.bounds.in_flight_max.min(u64::from(u32::MAX)) as u32;
-        Ok(Some(Answer::ConsumerOpened(wire::ConsumerOpenedT { in_flight_max })))
+        Ok(Some(Answer::ConsumerOpened(wire::ConsumerOpenedT {
+            in_flight_max,
+            lease_ms: 0,
+            home_shard: self.config.shard,
+        })))
     }
 
     fn create_queue(&mut self, body: &wire::QueueCreateT) -> Result<Option<Answer>, Refused> {
@@ -387,6 +401,8 @@ impl Core {
             shard: self.config.shard,
             first_sequence,
             next_sequence,
+            dead_lettering: 0,
+            subscriptions: 1,
         }
     }
 
@@ -470,5 +486,6 @@ fn wire_counters(counters: &Counters) -> wire::QueueCountersT {
         dropped_newest: counters.dropped_newest,
         purged: counters.purged,
         lost_damaged: counters.lost_damaged,
+        ..Default::default()
     }
 }

@@ -2,6 +2,7 @@
 //! The core is driven without a world; what it would write is taken from its connections.
 
 mod bounds;
+mod large;
 mod limits_hold;
 
 use super::core::Core;
@@ -116,7 +117,11 @@ impl Bench {
         let options = Some(Box::new(options));
         let answer = self.ask(
             key,
-            Request::QueueCreate(wire::QueueCreateT { name: name.into(), options }),
+            Request::QueueCreate(wire::QueueCreateT {
+                name: name.into(),
+                options,
+                ..Default::default()
+            }),
             0,
         );
         assert!(matches!(answer, Answer::QueueDone(_)), "{answer:?}");
@@ -414,7 +419,7 @@ fn names_and_options_are_checked() {
     let key = bench.open();
     let long = "x".repeat(201);
     for name in ["", "a b", "a/b", "$sys", "ümlaut", &long] {
-        let create = wire::QueueCreateT { name: name.into(), options: None };
+        let create = wire::QueueCreateT { name: name.into(), ..Default::default() };
         match bench.ask(key, Request::QueueCreate(create), 0) {
             Answer::Error(error) => assert_eq!(error.code, ErrorCode::BadName as u16, "{name}"),
             other => panic!("{other:?}"),
@@ -423,18 +428,30 @@ fn names_and_options_are_checked() {
     bench.create(key, "q", wire::QueueOptionsT::default());
     bench.create(key, "q", wire::QueueOptionsT::default());
     let other = wire::QueueOptionsT { messages_max: 3, ..wire::QueueOptionsT::default() };
-    let create = wire::QueueCreateT { name: "q".into(), options: Some(Box::new(other)) };
+    let create = wire::QueueCreateT {
+        name: "q".into(),
+        options: Some(Box::new(other)),
+        ..Default::default()
+    };
     match bench.ask(key, Request::QueueCreate(create), 0) {
         Answer::Error(error) => assert_eq!(error.code, ErrorCode::QueueExists as u16),
         other => panic!("{other:?}"),
     }
     let durable = wire::QueueOptionsT { durable: true, ..wire::QueueOptionsT::default() };
-    let create = wire::QueueCreateT { name: "d".into(), options: Some(Box::new(durable)) };
+    let create = wire::QueueCreateT {
+        name: "d".into(),
+        options: Some(Box::new(durable)),
+        ..Default::default()
+    };
     match bench.ask(key, Request::QueueCreate(create), 0) {
         Answer::Error(error) => assert_eq!(error.code, ErrorCode::Unsupported as u16),
         other => panic!("{other:?}"),
     }
-    match bench.ask(key, Request::QueuePurge(wire::QueuePurgeT { name: "none".into() }), 0) {
+    match bench.ask(
+        key,
+        Request::QueuePurge(wire::QueuePurgeT { name: "none".into(), subscription: None }),
+        0,
+    ) {
         Answer::Error(error) => assert_eq!(error.code, ErrorCode::QueueNotFound as u16),
         other => panic!("{other:?}"),
     }
@@ -658,74 +675,6 @@ fn a_resend_is_a_duplicate_and_an_unknown_claim_is_told() {
     let frames = bench.sent(again);
     assert_eq!(first_code(&frames), ErrorCode::ProducerFenced);
     assert_eq!(frames[1].0.opcode, Opcode::Closed as u8);
-}
-
-fn fragments_of(body: &[u8], sequence: u64) -> Vec<Vec<u8>> {
-    let mut properties = crate::format::properties::PropertiesBuilder::default();
-    let total = body.len() as u64;
-    properties.push(crate::format::properties::Tag::BodyBytesTotal, &total.to_le_bytes()).unwrap();
-    let pieces: Vec<&[u8]> = body.chunks(200_000).collect();
-    let fragment = |(nth, piece): (usize, &&[u8])| {
-        let first = nth == 0;
-        let flags = if first { record::FRAGMENT_FIRST | record::BROKER_PROPERTIES } else { 0 }
-            | if nth + 1 == pieces.len() { record::FRAGMENT_LAST } else { 0 };
-        let mut builder = BatchBuilder::default();
-        builder.push(flags, if first { properties.bytes() } else { &[] }, piece);
-        builder.finish(batch::FRAGMENT, 0, sequence).to_vec()
-    };
-    pieces.iter().enumerate().map(fragment).collect()
-}
-
-#[test]
-fn fragments_behind_a_refused_one_are_no_new_beginning() {
-    let mut bench = Bench::new();
-    let key = bench.open();
-    let options = wire::QueueOptionsT {
-        bytes_max: 500_000,
-        on_full: wire::OnFull::Reject,
-        ..wire::QueueOptionsT::default()
-    };
-    bench.create(key, "q", options);
-    bench.producer(key, "q", 1, 0);
-    let frames: Vec<Frame> = fragments_of(&[7; 600_000], 1)
-        .into_iter()
-        .flat_map(|batch| bench.frame(key, Opcode::Publish, 1, &batch))
-        .collect();
-    assert_eq!(frames.len(), 1, "a refusal is told once");
-    assert_eq!(first_code(&frames), ErrorCode::MessageTooLarge);
-    let mut frames = Vec::new();
-    for batch in fragments_of(&[7; 400_000], 1) {
-        frames = bench.frame(key, Opcode::Publish, 1, &batch);
-    }
-    assert_eq!(confirm_of(&frames).sequence, 1);
-}
-
-#[test]
-fn a_large_message_travels_in_fragments() {
-    let mut bench = Bench::new();
-    let key = bench.open();
-    bench.create(key, "q", wire::QueueOptionsT::default());
-    bench.producer(key, "q", 1, 0);
-    let body: Vec<u8> = (0..600_000u32).map(|n| n as u8).collect();
-    let mut frames = Vec::new();
-    for batch in fragments_of(&body, 1) {
-        frames = bench.frame(key, Opcode::Publish, 1, &batch);
-    }
-    assert_eq!(confirm_of(&frames).sequence, 1);
-    bench.publish(key, 1, 2, &[b"after"]);
-    let mut got = bodies_of(&bench.consumer(key, "q", 2, 10));
-    for _ in 0..4 {
-        bench.core.begin_tick(bench.now);
-        bench.turn();
-        got.extend(bodies_of(&bench.sent(key)));
-    }
-    let after = got.pop().unwrap();
-    assert_eq!(after, (2, b"after".to_vec()));
-    assert!(got.iter().all(|(id, _)| *id == 1));
-    assert_eq!(got.into_iter().flat_map(|(_, piece)| piece).collect::<Vec<_>>(), body);
-    let range = AckRange { handle: 2, first: 1, last: 2 };
-    bench.frame(key, Opcode::Ack, 0, &range.encode());
-    assert_eq!(bench.describe(key, "q").memory_bytes, 0);
 }
 
 #[test]

@@ -58,7 +58,7 @@ pub fn ask(stage: &mut Stage, link: &mut Link, correlation: u32) -> Asked {
     let roll = universe.range(0, 99);
     let (request, asked) = match roll {
         0..10 if plan.purged => {
-            (Request::QueuePurge(wire::QueuePurgeT { name }), Asked::Purge(nth))
+            (Request::QueuePurge(wire::QueuePurgeT { name, subscription: None }), Asked::Purge(nth))
         }
         10..14 if plan.deleted => {
             let if_empty = universe.chance(300);
@@ -68,7 +68,10 @@ pub fn ask(stage: &mut Stage, link: &mut Link, correlation: u32) -> Asked {
         20..30 => {
             let skip = universe.skewed(20);
             let count_max = universe.skewed(50) as u32 + 1;
-            (Request::QueuePeek(wire::QueuePeekT { name, count_max, skip }), Asked::Peek(nth))
+            (
+                Request::QueuePeek(wire::QueuePeekT { name, count_max, skip, subscription: None }),
+                Asked::Peek(nth),
+            )
         }
         30..40 => (Request::QueueDescribe(wire::QueueDescribeT { name }), Asked::Describe),
         40..50 => {
@@ -85,7 +88,10 @@ pub fn ask(stage: &mut Stage, link: &mut Link, correlation: u32) -> Asked {
         80..85 if !plan.updated && !plan.deleted && stage.model.exists(nth) => {
             let options = wire::QueueOptionsT { messages_max: 77, ..plan.options.clone() };
             let options = Some(Box::new(options));
-            (Request::QueueCreate(wire::QueueCreateT { name, options }), Asked::Create(nth, true))
+            (
+                Request::QueueCreate(wire::QueueCreateT { name, options, ..Default::default() }),
+                Asked::Create(nth, true),
+            )
         }
         _ => create(stage, nth),
     };
@@ -105,7 +111,7 @@ pub fn delete(stage: &Stage, link: &mut Link, correlation: u32, nth: usize) -> A
 pub fn create(stage: &Stage, nth: usize) -> (Request, Asked) {
     let plan = &stage.plan.queues[nth];
     let options = Some(Box::new(plan.options.clone()));
-    let body = wire::QueueCreateT { name: plan.name.clone(), options };
+    let body = wire::QueueCreateT { name: plan.name.clone(), options, ..Default::default() };
     (Request::QueueCreate(body), Asked::Create(nth, false))
 }
 
@@ -135,7 +141,7 @@ fn draw_refusal(stage: &Stage, nth: usize) -> (Request, Asked) {
     let options = || Some(Box::new(wire::QueueOptionsT::default()));
     match universe.range(0, 5) {
         0 => {
-            let body = wire::QueueCreateT { name: bad, options: options() };
+            let body = wire::QueueCreateT { name: bad, options: options(), ..Default::default() };
             (Request::QueueCreate(body), Asked::Refusal(ErrorCode::BadName))
         }
         1 => {
@@ -151,7 +157,7 @@ fn draw_refusal(stage: &Stage, nth: usize) -> (Request, Asked) {
                 durable: true,
                 ..*options().unwrap_or_default()
             }));
-            let body = wire::QueueCreateT { name: absent, options };
+            let body = wire::QueueCreateT { name: absent, options, ..Default::default() };
             (Request::QueueCreate(body), Asked::Refusal(ErrorCode::Unsupported))
         }
         4 if stage.model.exists(nth) && !stage.plan.queues[nth].deleted => {
@@ -162,7 +168,7 @@ fn draw_refusal(stage: &Stage, nth: usize) -> (Request, Asked) {
             (Request::QueueUpdate(body), Asked::Refusal(ErrorCode::BadOption))
         }
         _ => {
-            let body = wire::QueuePurgeT { name: absent };
+            let body = wire::QueuePurgeT { name: absent, subscription: None };
             (Request::QueuePurge(body), Asked::Refusal(ErrorCode::QueueNotFound))
         }
     }

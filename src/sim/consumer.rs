@@ -165,6 +165,7 @@ impl Consumer {
             checksum: self.checksum,
             credit_messages,
             credit_bytes,
+            ..Default::default()
         };
         link.request(self.handle, correlation, &Request::ConsumerOpen(body));
     }

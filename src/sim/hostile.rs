@@ -347,6 +347,7 @@ fn bad_request(stage: &mut Stage, link: &mut Link) -> Outcome {
             checksum: false,
             credit_messages: 0,
             credit_bytes: 0,
+            ..Default::default()
         };
         link.request(handle, 2, &Request::ConsumerOpen(body));
     };

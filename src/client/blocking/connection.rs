@@ -143,7 +143,10 @@ impl Connection {
     /// [`ClientError::Broker`]: `queue_not_found`. [`ClientError::Lost`] as for
     /// [`queue_delete`](Connection::queue_delete).
     pub fn queue_purge(&mut self, queue: &str) -> Result<Removed, ClientError> {
-        self.remove(&Request::QueuePurge(wire::QueuePurgeT { name: queue.into() }))
+        self.remove(&Request::QueuePurge(wire::QueuePurgeT {
+            name: queue.into(),
+            subscription: None,
+        }))
     }
 
     fn remove(&mut self, request: &Request) -> Result<Removed, ClientError> {
@@ -203,7 +206,7 @@ impl Connection {
         count_max: u32,
         skip: u64,
     ) -> Result<Peeked, ClientError> {
-        let request = wire::QueuePeekT { name: queue.into(), count_max, skip };
+        let request = wire::QueuePeekT { name: queue.into(), count_max, skip, subscription: None };
         match self.ask(&Request::QueuePeek(request), Twice::Yes)? {
             Answer::PeekedMessages(peeked) => {
                 let messages = peeked.messages.unwrap_or_default();
@@ -294,6 +297,7 @@ pub(super) fn create_request(queue: &str, options: &QueueOptions) -> Request {
     Request::QueueCreate(wire::QueueCreateT {
         name: queue.into(),
         options: Some(Box::new(options.to_wire())),
+        ..Default::default()
     })
 }
 

@@ -599,6 +599,7 @@ impl Session {
                     checksum: consumer.settings.checksum,
                     credit_messages,
                     credit_bytes,
+                    ..Default::default()
                 })
             }
             _ => return,

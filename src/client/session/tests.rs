@@ -261,7 +261,7 @@ fn a_ping_of_the_broker_is_answered() {
 #[test]
 fn requests_meet_their_answers_or_are_reported_unanswered() {
     let mut script = Script::connected();
-    let request = Request::QueuePurge(wire::QueuePurgeT { name: "q".into() });
+    let request = Request::QueuePurge(wire::QueuePurgeT { name: "q".into(), subscription: None });
     let first = script.session.request(&request).unwrap();
     let second = script.session.request(&request).unwrap();
     script.answer(Answer::QueueRemoved(wire::QueueRemovedT::default()), 0, second);

@@ -83,7 +83,7 @@ fn open(dump: &mut Dump) {
         ..Default::default()
     };
     dump.answer((0, 1), Answer::HelloOk(hello_ok));
-    let create = wire::QueueCreateT { name: "orders".to_owned(), options: None };
+    let create = wire::QueueCreateT { name: "orders".to_owned(), ..Default::default() };
     dump.request((0, 2), Request::QueueCreate(create));
     dump.answer((0, 2), Answer::QueueDone(wire::QueueDoneT { created: true }));
 }
@@ -128,7 +128,7 @@ fn consume(dump: &mut Dump, batch: &[u8]) {
     };
     dump.request((CONSUMER, 4), Request::ConsumerOpen(open));
     let in_flight_max = limits::IN_FLIGHT_MAX as u32;
-    let opened = wire::ConsumerOpenedT { in_flight_max };
+    let opened = wire::ConsumerOpenedT { in_flight_max, lease_ms: 0, home_shard: 0 };
     dump.answer((CONSUMER, 4), Answer::ConsumerOpened(opened));
     let header = DeliverHeader {
         delivery_id: 1,

@@ -1,5 +1,6 @@
 //! What a peer could make the shard hold or do beyond its limits, and time that passes unnoticed.
 
+use super::large::fragments_of;
 use super::*;
 use crate::queue::memory::Account;
 use crate::shard::outbound::Flushed;
