@@ -131,6 +131,14 @@ pub struct ThroughputArgs {
     #[arg(long, value_name = "N", default_value_t = 1, requires = "connections",
           value_parser = count_parser(1, 4096))]
     pub in_flight: u64,
+    /// Queues, used in turn: each with a producer and a consumer, on as few connections as may be
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count_parser(1, 50_000),
+          conflicts_with_all = ["producers", "consumers", "connections"])]
+    pub queues: u64,
+    /// Subscriptions of the queue, each with a consumer that gets every message
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count_parser(1, 256),
+          conflicts_with_all = ["queues", "consumers", "connections"])]
+    pub subscriptions: u64,
     /// Size of a body
     #[arg(long, value_name = "SIZE", default_value = "128", value_parser = parse_body_bytes)]
     pub size: usize,
@@ -296,7 +304,7 @@ pub fn batch_max(body_bytes: usize) -> usize {
 }
 
 const _: () = {
-    assert!(4096 <= PRODUCERS_MAX);
+    assert!(50_000 <= PRODUCERS_MAX);
     assert!(DURATION_MAX.as_nanos() + WARMUP_MAX.as_nanos() < TIME_NS_MAX as u128);
     assert!(RUN_NS_MAX < TIME_NS_MAX);
 };

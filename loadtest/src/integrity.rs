@@ -27,6 +27,17 @@ pub struct IntegrityCounts {
 }
 
 impl IntegrityCounts {
+    /// Both together.
+    pub fn plus(self, other: IntegrityCounts) -> IntegrityCounts {
+        IntegrityCounts {
+            received: self.received + other.received,
+            lost: self.lost + other.lost,
+            duplicated: self.duplicated + other.duplicated,
+            reordered: self.reordered + other.reordered,
+            corrupt: self.corrupt + other.corrupt,
+        }
+    }
+
     /// For people.
     pub fn line(&self, confirmed: u64) -> String {
         let IntegrityCounts { lost, duplicated, reordered, corrupt, .. } = self;

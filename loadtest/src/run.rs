@@ -4,10 +4,10 @@ use crate::args::{ClientKind, Scenario, TargetArgs};
 use crate::integrity::IntegrityCounts;
 use crate::proc::{Spawned, pin_here};
 use crate::report::{LatencyFigures, Machine, ProcessorFigures, Report};
-use crate::targets::Target;
 use crate::targets::blocking::BlockingWire;
 use crate::targets::forebay::{Control, unused_id};
-use crate::targets::wire::FastWire;
+use crate::targets::wire::{FastWire, subscription_name};
+use crate::targets::{Shape, Target};
 use crate::{scenario_idle, scenario_latency, scenario_throughput, sys};
 use forebay::limits::{DELIVER_HEADER_BYTES, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES};
 use std::io;
@@ -122,6 +122,11 @@ fn throughput(
 ) -> io::Result<Outcome> {
     let (server, shape) = (target.address, plan.shape);
     match (args.target, shape.consumers) {
+        (Target::BaselineRelay | Target::BaselineEcho, _)
+            if shape.queues > 1 || shape.subscriptions > 1 =>
+        {
+            Err(unfit("a bare program has one queue and no subscriptions"))
+        }
         (Target::BaselineRelay, 0) => Err(unfit("with --connections nobody consumes")),
         (Target::BaselineEcho, 1..) => Err(unfit("the echo has no consumers")),
         (Target::BaselineRelay | Target::BaselineEcho, _) => {
@@ -129,14 +134,20 @@ fn throughput(
             scenario_throughput::run(plan, wire, target.pid, interrupt)
         }
         (Target::Forebay, _) => {
-            let queue = RunQueue::create(server)?;
+            let queues = RunQueues::create(server, shape)?;
             match args.client {
                 ClientKind::Wire => {
-                    let wire = FastWire::connect_forebay(server, &queue.name, shape)?;
+                    let wire = FastWire::connect_forebay(server, &queues.names, shape)?;
                     scenario_throughput::run(plan, wire, target.pid, interrupt)
                 }
                 ClientKind::Blocking => {
-                    let wire = BlockingWire::connect(server, &queue.name, shape, args.busy_poll)?;
+                    let [queue] = &queues.names[..] else {
+                        return Err(unfit("many queues need --client wire"));
+                    };
+                    if shape.subscriptions > 1 {
+                        return Err(unfit("several subscriptions need --client wire"));
+                    }
+                    let wire = BlockingWire::connect(server, queue, shape, args.busy_poll)?;
                     scenario_throughput::run(plan, wire, target.pid, interrupt)
                 }
             }
@@ -155,14 +166,15 @@ fn latency(
         Target::BaselineRelay => FastWire::connect_bare(server, shape)?,
         Target::BaselineEcho => FastWire::connect_echo(server, shape)?,
         Target::Forebay => {
-            let queue = RunQueue::create(server)?;
+            let queues = RunQueues::create(server, shape)?;
             return match args.client {
                 ClientKind::Wire => {
-                    let wire = FastWire::connect_forebay(server, &queue.name, shape)?;
+                    let wire = FastWire::connect_forebay(server, &queues.names, shape)?;
                     scenario_latency::run(plan, wire, target.pid, interrupt)
                 }
                 ClientKind::Blocking => {
-                    let wire = BlockingWire::connect(server, &queue.name, shape, args.busy_poll)?;
+                    let wire =
+                        BlockingWire::connect(server, &queues.names[0], shape, args.busy_poll)?;
                     scenario_latency::run(plan, wire, target.pid, interrupt)
                 }
             };
@@ -171,25 +183,33 @@ fn latency(
     scenario_latency::run(plan, wire, target.pid, interrupt)
 }
 
-/// A queue of this run alone; deleted in the end, for the broker may be somebody's.
-struct RunQueue {
-    name: String,
+/// Queues of this run alone; deleted in the end, for the broker may be somebody's.
+struct RunQueues {
+    names: Vec<String>,
     control: Control,
 }
 
-impl RunQueue {
-    fn create(server: SocketAddr) -> io::Result<RunQueue> {
+impl RunQueues {
+    fn create(server: SocketAddr, shape: Shape) -> io::Result<RunQueues> {
         let name = format!("loadtest-{:x}", unused_id());
+        let names = match shape.queues {
+            1 => vec![name],
+            count => (0..count).map(|nth| format!("{name}-{nth}")).collect::<Vec<_>>(),
+        };
+        let subscriptions: Vec<String> = match shape.subscriptions {
+            1 => Vec::new(),
+            count => (0..count).map(subscription_name).collect(),
+        };
         let mut control = Control::connect(server)?;
-        control.create_queues([name.clone()])?;
-        Ok(RunQueue { name, control })
+        control.create_queues(names.iter().cloned(), &subscriptions)?;
+        Ok(RunQueues { names, control })
     }
 }
 
-impl Drop for RunQueue {
+impl Drop for RunQueues {
     fn drop(&mut self) {
         // The run is over; a broker that is gone has no queue to delete.
-        let _ = self.control.delete_queues([std::mem::take(&mut self.name)]);
+        let _ = self.control.delete_queues(std::mem::take(&mut self.names));
     }
 }
 

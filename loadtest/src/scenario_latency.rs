@@ -44,6 +44,8 @@ impl Plan {
         let rate = (!args.one_in_flight).then_some(args.rate);
         Plan {
             shape: Shape {
+                queues: 1,
+                subscriptions: 1,
                 producers: 1,
                 consumers: 1,
                 window,
@@ -267,7 +269,15 @@ mod tests {
     #[test]
     fn a_stall_shows_in_every_message_that_it_held_up() {
         let plan = Plan {
-            shape: Shape { producers: 1, consumers: 1, window: 1000, body_bytes: 16, credit: 1000 },
+            shape: Shape {
+                producers: 1,
+                consumers: 1,
+                window: 1000,
+                body_bytes: 16,
+                queues: 1,
+                subscriptions: 1,
+                credit: 1000,
+            },
             rate: Some(10_000),
             warmup_ns: 0,
             end_ns: 400_000_000,

@@ -5,7 +5,7 @@
 use crate::args::{ThroughputArgs, batch_max};
 use crate::body::{Bodies, Stamp};
 use crate::clock::{RunClock, as_ns};
-use crate::integrity::Integrity;
+use crate::integrity::{Integrity, IntegrityCounts};
 use crate::report::{Latencies, LatencyFigures, UseSample};
 use crate::run::{DRAIN_QUIET_NS, Interrupt, Outcome};
 use crate::targets::{Shape, Wire};
@@ -18,6 +18,8 @@ const WAIT_MAX: Duration = Duration::from_millis(10);
 /// A producer sends so much between two looks at what has come: fewer, larger writes and reads
 /// cost less per message (measured: 0.10 us of client CPU at 128 B against 0.15 us with 64 KiB).
 const BURST_BYTES: usize = 256 * 1024;
+/// Windows that many queues share.
+const QUEUES_SHARE: usize = 8;
 /// A run with `--count` ends after so long, whatever the target does.
 pub const RUN_NS_MAX: u64 = 900_000_000_000;
 
@@ -43,11 +45,18 @@ impl Plan {
     pub fn new(args: &ThroughputArgs) -> Plan {
         let confirmed_only = args.connections.is_some();
         let window = if confirmed_only { args.in_flight } else { args.window } as usize;
-        let producers = args.connections.unwrap_or(args.producers) as usize;
-        let consumers = if confirmed_only { 0 } else { args.consumers as usize };
+        let (queues, subscriptions) = (args.queues as usize, args.subscriptions as usize);
+        let producers = args.connections.unwrap_or(args.producers) as usize * queues;
+        let consumers = match confirmed_only {
+            true => 0,
+            false => args.consumers as usize * queues * subscriptions,
+        };
         let batch = if confirmed_only { 1 } else { args.batch as usize };
         let batch = batch.min(window).min(batch_max(args.size));
-        let default_backlog = 2 * window * producers.max(consumers);
+        // Many queues share what one may have under way: it is bounded end to end all the same.
+        let clients =
+            if queues > 1 { QUEUES_SHARE } else { producers.max(args.consumers as usize) };
+        let default_backlog = 2 * window * clients;
         let warmup_ns = if args.count.is_some() { 0 } else { as_ns(args.warmup) };
         Plan {
             shape: Shape {
@@ -55,10 +64,13 @@ impl Plan {
                 consumers,
                 window,
                 body_bytes: args.size,
+                queues,
+                subscriptions,
                 credit: default_backlog,
             },
             batch,
-            burst: (BURST_BYTES / (batch * args.size)).max(1),
+            // In turn means in turn: one batch for each of many queues.
+            burst: if queues > 1 { 1 } else { (BURST_BYTES / (batch * args.size)).max(1) },
             backlog: args.backlog.unwrap_or(default_backlog as u64).max(batch as u64),
             warmup_ns,
             end_ns: args.count.map_or(warmup_ns + as_ns(args.duration), |_| RUN_NS_MAX),
@@ -74,7 +86,8 @@ struct Run<'p, W> {
     wire: W,
     clock: RunClock,
     bodies: Bodies,
-    integrity: Integrity,
+    /// One for each subscription.
+    integrity: Vec<Integrity>,
     latencies: Latencies,
     /// Per producer.
     sent: Vec<u64>,
@@ -100,7 +113,7 @@ pub fn run(
         wire,
         clock: RunClock::start(),
         bodies: Bodies::default(),
-        integrity: Integrity::new(plan.shape.producers, plan.shape.consumers),
+        integrity: integrity(&plan.shape),
         latencies: Latencies::default(),
         sent: vec![0; plan.shape.producers],
         sent_total: 0,
@@ -108,6 +121,14 @@ pub fn run(
         turn: 0,
     };
     run.go(pid, interrupt)
+}
+
+/// What arrives by one subscription is checked together. Each of many queues has one consumer, so
+/// that its producer's order says all.
+fn integrity(shape: &Shape) -> Vec<Integrity> {
+    let one = shape.queues > 1 || shape.subscriptions > 1;
+    let consumers = if one { 1 } else { shape.consumers };
+    (0..shape.subscriptions).map(|_| Integrity::new(shape.producers, consumers)).collect()
 }
 
 impl<W: Wire> Run<'_, W> {
@@ -145,7 +166,10 @@ impl<W: Wire> Run<'_, W> {
 
     /// Messages that have gone all the way.
     fn done(&self) -> u64 {
-        if self.plan.shape.consumers == 0 { self.wire.confirmed() } else { self.arrived }
+        match self.plan.shape.consumers {
+            0 => self.wire.confirmed(),
+            _ => self.arrived / self.plan.shape.subscriptions as u64,
+        }
     }
 
     fn under_way(&self) -> u64 {
@@ -191,12 +215,18 @@ impl<W: Wire> Run<'_, W> {
     }
 
     fn turn(&mut self, wait: Duration) -> io::Result<()> {
-        let Run { wire, integrity, arrived, clock, latencies, .. } = self;
+        let Run { wire, integrity, arrived, clock, latencies, plan, .. } = self;
+        let fan_out = plan.shape.subscriptions > 1;
+        let many_queues = plan.shape.queues > 1;
         // One clock reading per turn, and one latency per 64 messages: this scenario is about
         // throughput, and its latencies say how long the queues before each message are.
         let mut now_ns = 0;
         wire.turn(wait, |consumer, body| {
-            let stamp = integrity.take(consumer, body);
+            let stamp = match (fan_out, many_queues) {
+                (true, _) => integrity[consumer].take(0, body),
+                (_, true) => integrity[0].take(0, body),
+                (false, false) => integrity[0].take(consumer, body),
+            };
             if *arrived % 64 == 0
                 && let Some(stamp) = stamp
             {
@@ -210,14 +240,22 @@ impl<W: Wire> Run<'_, W> {
     fn outcome(&self, first: (UseSample, u64), last: (UseSample, u64), end: UseSample) -> Outcome {
         let consumed = self.plan.shape.consumers > 0;
         let confirmed = self.wire.confirmed();
-        let mut integrity = self.integrity.counts(confirmed);
+        let counts = self.integrity.iter().map(|each| each.counts(confirmed));
+        let mut integrity = counts.fold(IntegrityCounts::default(), IntegrityCounts::plus);
         if !consumed {
             integrity.received = 0;
             integrity.lost = self.sent_total - confirmed;
         }
+        let messages = last.1 - first.1;
+        let seconds = (last.0.ns() - first.0.ns()).max(1) as f64 / 1e9;
+        let mut more = serde_json::Map::new();
+        if self.plan.shape.subscriptions > 1 {
+            let deliveries = messages * self.plan.shape.subscriptions as u64;
+            more.insert("deliveries_per_s".into(), (deliveries as f64 / seconds).into());
+        }
         Outcome {
-            messages: last.1 - first.1,
-            seconds: (last.0.ns() - first.0.ns()).max(1) as f64 / 1e9,
+            messages,
+            seconds,
             body_bytes: self.plan.shape.body_bytes,
             sent: self.sent_total,
             confirmed,
@@ -226,7 +264,7 @@ impl<W: Wire> Run<'_, W> {
             send_lag_p99_us: None,
             processors: first.0.until(&last.0, last.1 - first.1),
             peak_rss_bytes: end.target().map(|target| target.peak_rss_bytes),
-            more: Default::default(),
+            more,
         }
     }
 }

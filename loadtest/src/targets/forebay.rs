@@ -52,14 +52,19 @@ impl Control {
         }
     }
 
-    /// Makes queues with default options.
+    /// Makes queues with default options and these subscriptions; none: the default one.
     ///
     /// # Errors
     /// If the broker refuses one.
-    pub fn create_queues(&mut self, names: impl IntoIterator<Item = String>) -> io::Result<()> {
+    pub fn create_queues(
+        &mut self,
+        names: impl IntoIterator<Item = String>,
+        subscriptions: &[String],
+    ) -> io::Result<()> {
         self.ask_all(names.into_iter().map(|name| {
             let mut body = wire::QueueCreateT::default();
             body.name = name;
+            body.subscriptions = (!subscriptions.is_empty()).then(|| subscriptions.to_vec());
             Request::QueueCreate(body)
         }))
     }
@@ -114,9 +119,16 @@ impl Control {
     ///
     /// # Errors
     /// If the broker refuses.
-    pub fn open_consumer(&mut self, handle: u32, queue: &str, credit: usize) -> io::Result<()> {
+    pub fn open_consumer(
+        &mut self,
+        handle: u32,
+        queue: &str,
+        subscription: Option<String>,
+        credit: usize,
+    ) -> io::Result<()> {
         let mut body = wire::ConsumerOpenT::default();
         body.queue = queue.to_owned();
+        body.subscription = subscription;
         body.credit_messages = u32::try_from(credit).unwrap_or(u32::MAX).min(CREDIT_MESSAGES_MAX);
         body.credit_bytes = CREDIT_BYTES_MAX / 2;
         match self.ask(handle, &Request::ConsumerOpen(body))? {

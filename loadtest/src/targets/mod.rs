@@ -48,6 +48,10 @@ pub struct Shape {
     pub window: usize,
     /// Size of a body.
     pub body_bytes: usize,
+    /// Queues, each with the producer and the consumer of its number where there are several.
+    pub queues: usize,
+    /// Subscriptions of the queue, each with the consumer of its number where there are several.
+    pub subscriptions: usize,
     /// Messages that consumers may have delivered and unacked; brokers that ask for it are told.
     pub credit: usize,
 }

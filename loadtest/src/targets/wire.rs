@@ -11,7 +11,8 @@ use forebay::base::checksum::crc32c;
 use forebay::format::batch::BatchHeader;
 use forebay::format::record::{RecordHeader, Records};
 use forebay::limits::{
-    BATCH_HEADER_BYTES, BATCH_RECORDS_BYTES_MAX, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES,
+    ACK_RANGES_MAX, BATCH_HEADER_BYTES, BATCH_RECORDS_BYTES_MAX, CREDIT_ENTRIES_MAX,
+    FRAME_HEADER_BYTES, HANDLES_MAX, RECORD_HEADER_BYTES,
 };
 use forebay::protocol::control::Answer;
 use forebay::protocol::frame::{FrameHeader, Opcode};
@@ -20,11 +21,11 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// The one handle of each connection.
+/// The one handle of most connections; those for many queues have this one and those behind it.
 pub const HANDLE: u32 = 1;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a connection is for.
+/// What a connection is for; the number is that of its first handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Producer(usize),
@@ -36,6 +37,7 @@ enum Role {
 #[derive(Default)]
 struct Producer {
     peer: usize,
+    handle: u32,
     /// 0 for the bare programs.
     id: u64,
     sent: u64,
@@ -57,6 +59,8 @@ pub struct FastWire {
     dirty: Vec<usize>,
     /// Likewise, with acks: they leave after what was published meanwhile, which is waited for.
     acking: Vec<usize>,
+    /// Empty between reads; kept for its memory.
+    received: Vec<Received>,
     window: usize,
     body_bytes: usize,
     /// Speaks all of Forebay's protocol, not the bare subset.
@@ -92,24 +96,65 @@ impl FastWire {
         Ok(wire)
     }
 
-    /// Connects producers and consumers of `queue` to Forebay.
+    /// Connects producers and consumers of the queues to Forebay.
     ///
     /// # Errors
     /// If a connection cannot be made or the broker refuses something.
-    pub fn connect_forebay(server: SocketAddr, queue: &str, shape: Shape) -> io::Result<FastWire> {
+    pub fn connect_forebay(
+        server: SocketAddr,
+        queues: &[String],
+        shape: Shape,
+    ) -> io::Result<FastWire> {
         let mut wire = FastWire::empty(shape, true)?;
+        if let [queue] = queues {
+            wire.connect_clients(server, queue, shape)?;
+        } else {
+            for first in (0..queues.len()).step_by(HANDLES_MAX) {
+                let end = queues.len().min(first + HANDLES_MAX);
+                wire.connect_queues(server, first, &queues[first..end], shape)?;
+            }
+        }
+        Ok(wire)
+    }
+
+    /// Each client of one queue has a connection of its own.
+    fn connect_clients(&mut self, server: SocketAddr, queue: &str, shape: Shape) -> io::Result<()> {
         for consumer in 0..shape.consumers {
             let mut control = Control::connect(server)?;
-            control.open_consumer(HANDLE, queue, shape.credit)?;
-            wire.add(bare_opened(control.into_stream()), Role::Consumer(consumer))?;
+            let subscription = (shape.subscriptions > 1).then(|| subscription_name(consumer));
+            control.open_consumer(HANDLE, queue, subscription, shape.credit)?;
+            self.add(bare_opened(control.into_stream()), Role::Consumer(consumer))?;
         }
         for producer in 0..shape.producers {
             let mut control = Control::connect(server)?;
             let (id, window_bytes_total) = control.open_producer(HANDLE, queue)?;
             let opened = Opened { stream: control.into_stream(), id, window_bytes_total };
-            wire.add(opened, Role::Producer(producer))?;
+            self.add(opened, Role::Producer(producer))?;
         }
-        Ok(wire)
+        Ok(())
+    }
+
+    /// One connection consumes from all of `queues`, one publishes to them.
+    fn connect_queues(
+        &mut self,
+        server: SocketAddr,
+        first: usize,
+        queues: &[String],
+        shape: Shape,
+    ) -> io::Result<()> {
+        let mut control = Control::connect(server)?;
+        for (handle, queue) in (HANDLE..).zip(queues) {
+            control.open_consumer(handle, queue, None, shape.credit)?;
+        }
+        self.add(bare_opened(control.into_stream()), Role::Consumer(first))?;
+        let mut control = Control::connect(server)?;
+        for (handle, queue) in (HANDLE..).zip(queues) {
+            let (id, window_bytes_total) = control.open_producer(handle, queue)?;
+            let peer = self.peers.len();
+            let producer = Producer { peer, handle, id, window_bytes_total, ..Default::default() };
+            self.producers.push(producer);
+        }
+        self.add_peer(control.into_stream(), Role::Producer(first))
     }
 
     fn empty(shape: Shape, whole: bool) -> io::Result<FastWire> {
@@ -122,6 +167,7 @@ impl FastWire {
             producers: Vec::new(),
             dirty: Vec::new(),
             acking: Vec::new(),
+            received: Vec::new(),
             window: shape.window,
             body_bytes: shape.body_bytes,
             whole,
@@ -130,16 +176,21 @@ impl FastWire {
     }
 
     fn add(&mut self, opened: Opened, role: Role) -> io::Result<()> {
-        let peer = Peer::new(opened.stream)?;
-        self.epoll.add(peer.fd(), self.peers.len() as u64, false)?;
         if let Role::Producer(_) | Role::Echo(_) = role {
             self.producers.push(Producer {
                 peer: self.peers.len(),
+                handle: HANDLE,
                 id: opened.id,
                 window_bytes_total: opened.window_bytes_total,
                 ..Default::default()
             });
         }
+        self.add_peer(opened.stream, role)
+    }
+
+    fn add_peer(&mut self, stream: TcpStream, role: Role) -> io::Result<()> {
+        let peer = Peer::new(stream)?;
+        self.epoll.add(peer.fd(), self.peers.len() as u64, false)?;
         self.peers.push(peer);
         self.roles.push(role);
         Ok(())
@@ -164,37 +215,57 @@ impl FastWire {
     fn read(&mut self, index: usize, take: &mut impl FnMut(usize, &[u8])) -> io::Result<()> {
         let bytes = self.peers[index].read(&mut self.scratch)?;
         let mut frames = Frames::new(&self.scratch[..bytes]);
-        let mut received = Received::default();
+        let mut received = std::mem::take(&mut self.received);
         while let Some((header, payload)) = frames.next()? {
+            let nth = header.handle.saturating_sub(HANDLE) as usize;
             match (self.roles[index], Opcode::from_u8(header.opcode)) {
-                (Role::Producer(producer), Some(Opcode::Confirm)) => {
+                (Role::Producer(first), Some(Opcode::Confirm)) => {
                     let confirm = Confirm::decode(payload).ok_or(bad_bytes("a bad confirm"))?;
-                    self.confirmed += self.producers[producer].take_confirm(&confirm)?;
+                    let producer = self.producers.get_mut(first + nth).ok_or(stranger())?;
+                    self.confirmed += producer.take_confirm(&confirm)?;
                 }
-                (Role::Consumer(consumer), Some(Opcode::Deliver)) => {
-                    received.add(&take_run(payload, consumer, take)?, payload.len())?;
+                (Role::Consumer(first), Some(Opcode::Deliver)) => {
+                    let run = take_run(payload, first + nth, take)?;
+                    if received.last().is_none_or(|last| last.handle != header.handle) {
+                        received.push(Received { handle: header.handle, ..Received::default() });
+                    }
+                    if let Some(last) = received.last_mut() {
+                        last.add(&run, payload.len())?;
+                    }
                 }
                 (Role::Echo(producer), Some(Opcode::Deliver)) => {
                     let records = take_run(payload, producer, take)?.record_count;
                     self.producers[producer].confirmed += u64::from(records);
                     self.confirmed += u64::from(records);
                 }
-                (Role::Producer(producer), Some(opcode)) if self.whole => {
-                    self.producers[producer].take_answer(opcode, payload)?;
+                (Role::Producer(first), Some(opcode)) if self.whole => {
+                    let producer = self.producers.get_mut(first + nth).ok_or(stranger())?;
+                    producer.take_answer(opcode, payload)?;
                 }
                 (_, opcode) => return Err(unexpected(opcode, payload)),
             }
         }
         let peer = &mut self.peers[index];
         peer.keep(frames.rest());
-        if received.messages > 0 {
+        if !received.is_empty() {
             if !peer.is_pending() {
                 self.acking.push(index);
             }
-            received.answer(self.whole, &mut peer.out);
+            answer(&received, self.whole, &mut peer.out);
+            received.clear();
         }
+        self.received = received;
         Ok(())
     }
+}
+
+/// Name of the n-th of several subscriptions.
+pub fn subscription_name(nth: usize) -> String {
+    format!("s{nth}")
+}
+
+fn stranger() -> io::Error {
+    bad_bytes("a frame for a handle that is not open")
 }
 
 /// A connection to a bare program, open as a producer or consumer.
@@ -253,9 +324,10 @@ impl Producer {
     }
 }
 
-/// What one read brought to a consumer.
+/// What one read brought to a consumer, in one go.
 #[derive(Default)]
 struct Received {
+    handle: u32,
     first: u64,
     messages: u64,
     /// Of records.
@@ -275,20 +347,25 @@ impl Received {
         self.bytes += (payload_bytes - forebay::limits::DELIVER_HEADER_BYTES) as u64;
         Ok(())
     }
+}
 
-    /// Acks all of it, and grants as much again where credit is kept.
-    fn answer(&self, whole: bool, out: &mut Vec<u8>) {
-        let ack =
-            AckRange { handle: HANDLE, first: self.first, last: self.first + self.messages - 1 };
-        out.extend_from_slice(&FrameHeader::new(Opcode::Ack, 0, AckRange::BYTES).encode());
-        out.extend_from_slice(&ack.encode());
+/// Acks all that a read brought, and grants as much again where credit is kept.
+fn answer(received: &[Received], whole: bool, out: &mut Vec<u8>) {
+    // A read brings fewer runs than one frame has room for, but that is the reader's affair.
+    for received in received.chunks(ACK_RANGES_MAX.min(CREDIT_ENTRIES_MAX)) {
+        let bytes = received.len() * AckRange::BYTES;
+        out.extend_from_slice(&FrameHeader::new(Opcode::Ack, 0, bytes).encode());
+        for &Received { handle, first, messages, .. } in received {
+            let range = AckRange { handle, first, last: first + messages - 1 };
+            out.extend_from_slice(&range.encode());
+        }
         if whole {
-            let messages = self.messages as u32;
-            let credit = CreditEntry { handle: HANDLE, messages, bytes: self.bytes };
-            out.extend_from_slice(
-                &FrameHeader::new(Opcode::Credit, 0, CreditEntry::BYTES).encode(),
-            );
-            out.extend_from_slice(&credit.encode());
+            let bytes = received.len() * CreditEntry::BYTES;
+            out.extend_from_slice(&FrameHeader::new(Opcode::Credit, 0, bytes).encode());
+            for &Received { handle, messages, bytes, .. } in received {
+                let credit = CreditEntry { handle, messages: messages as u32, bytes };
+                out.extend_from_slice(&credit.encode());
+            }
         }
     }
 }
@@ -338,7 +415,7 @@ impl Wire for FastWire {
             self.dirty.push(producer.peer);
         }
         let payload_bytes = BATCH_HEADER_BYTES + records_bytes;
-        let header = FrameHeader::new(Opcode::Publish, HANDLE, payload_bytes);
+        let header = FrameHeader::new(Opcode::Publish, producer.handle, payload_bytes);
         let batch = BatchHeader {
             record_count: count as u32,
             records_bytes: records_bytes as u32,
