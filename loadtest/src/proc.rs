@@ -1,9 +1,10 @@
 //! Processes: starts the target bound to its core, and reads what it and the machine used from
 //! `/proc`. What was started here ends with its [`Spawned`], or with this process at the latest.
 
+use crate::clock::now;
 use crate::sys;
 use std::io::{self, BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -11,6 +12,9 @@ use tempfile::TempDir;
 
 /// A target has so long to say that it is ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Between two looks whether it listens.
+const READY_PAUSE: Duration = Duration::from_millis(20);
 
 /// A target that this process started.
 pub struct Spawned {
@@ -56,6 +60,36 @@ impl Spawned {
             Ok(None) => Err(io::Error::other("the target ended before it was ready")),
             Err(_) => Err(io::Error::other("the target was not ready within 20 s")),
         }
+    }
+
+    /// Starts a program that does not say when it is ready, and waits until `address` answers.
+    ///
+    /// # Errors
+    /// If it cannot be started, ends, or does not listen in time.
+    pub fn start_listening(
+        mut command: Command,
+        core: Option<usize>,
+        address: SocketAddr,
+        directory: TempDir,
+    ) -> io::Result<Spawned> {
+        sys::bind_child(&mut command, core);
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot start {name}: {error}"))
+            })?;
+        let mut spawned = Spawned { child, address, _directory: Some(directory) };
+        let begin = now();
+        while begin.elapsed() < READY_TIMEOUT {
+            if TcpStream::connect(address).is_ok() {
+                return Ok(spawned);
+            }
+            if let Some(status) = spawned.child.try_wait()? {
+                return Err(io::Error::other(format!("{name} ended: {status}")));
+            }
+            std::thread::park_timeout(READY_PAUSE);
+        }
+        Err(io::Error::other(format!("{name} did not listen within 20 s")))
     }
 
     /// Its process id.

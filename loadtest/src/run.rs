@@ -6,13 +6,15 @@ use crate::proc::{Spawned, pin_here};
 use crate::report::{LatencyFigures, Machine, ProcessorFigures, Report};
 use crate::targets::blocking::BlockingWire;
 use crate::targets::forebay::{Control, unused_id};
+use crate::targets::nats::NatsWire;
+use crate::targets::redis::{self, RedisWire};
 use crate::targets::wire::{FastWire, subscription_name};
 use crate::targets::{Shape, Target};
 use crate::{scenario_idle, scenario_latency, scenario_throughput, sys};
 use forebay::limits::{DELIVER_HEADER_BYTES, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES};
 use std::io;
-use std::net::SocketAddr;
-use std::process::Command;
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
@@ -122,10 +124,19 @@ fn throughput(
 ) -> io::Result<Outcome> {
     let (server, shape) = (target.address, plan.shape);
     match (args.target, shape.consumers) {
-        (Target::BaselineRelay | Target::BaselineEcho, _)
-            if shape.queues > 1 || shape.subscriptions > 1 =>
+        (target, _)
+            if target != Target::Forebay && (shape.queues > 1 || shape.subscriptions > 1) =>
         {
-            Err(unfit("a bare program has one queue and no subscriptions"))
+            Err(unfit("only forebay is asked for many queues or subscriptions"))
+        }
+        (Target::Nats, 0) => Err(unfit("nats confirms nothing")),
+        (Target::Nats, _) => {
+            let wire = NatsWire::connect(server, shape)?;
+            scenario_throughput::run(plan, wire, target.pid, interrupt)
+        }
+        (Target::RedisStream | Target::RedisList, _) => {
+            let wire = RedisWire::connect(server, redis_kind(args.target), shape)?;
+            scenario_throughput::run(plan, wire, target.pid, interrupt)
         }
         (Target::BaselineRelay, 0) => Err(unfit("with --connections nobody consumes")),
         (Target::BaselineEcho, 1..) => Err(unfit("the echo has no consumers")),
@@ -165,6 +176,14 @@ fn latency(
     let wire = match args.target {
         Target::BaselineRelay => FastWire::connect_bare(server, shape)?,
         Target::BaselineEcho => FastWire::connect_echo(server, shape)?,
+        Target::Nats => {
+            let wire = NatsWire::connect(server, shape)?;
+            return scenario_latency::run(plan, wire, target.pid, interrupt);
+        }
+        Target::RedisStream | Target::RedisList => {
+            let wire = RedisWire::connect(server, redis_kind(args.target), shape)?;
+            return scenario_latency::run(plan, wire, target.pid, interrupt);
+        }
         Target::Forebay => {
             let queues = RunQueues::create(server, shape)?;
             return match args.client {
@@ -211,6 +230,10 @@ impl Drop for RunQueues {
         // The run is over; a broker that is gone has no queue to delete.
         let _ = self.control.delete_queues(std::mem::take(&mut self.names));
     }
+}
+
+fn redis_kind(target: Target) -> redis::Kind {
+    if target == Target::RedisList { redis::Kind::List } else { redis::Kind::Stream }
 }
 
 fn unfit(why: &str) -> io::Error {
@@ -264,11 +287,38 @@ fn start(args: &TargetArgs, ring_bytes: u64) -> io::Result<Running> {
             let directory = TempDir::with_prefix("forebay-loadtest-")?;
             (broker_command(args, &directory)?, Some(directory))
         }
+        Target::RedisStream | Target::RedisList | Target::Nats => {
+            let (command, address, directory) = peer_command(args.target)?;
+            let core = args.broker_core.0;
+            let spawned = Spawned::start_listening(command, core, address, directory)?;
+            let pid = Some(spawned.pid());
+            return Ok(Running { address, pid, _spawned: Some(spawned) });
+        }
         baseline => (baseline_command(baseline, ring_bytes, args.busy_poll)?, None),
     };
     let spawned = Spawned::start(command, args.broker_core.0, directory)?;
     let pid = Some(spawned.pid());
     Ok(Running { address: spawned.address, pid, _spawned: Some(spawned) })
+}
+
+/// Another broker, from the system's packages, on a port that was free a moment ago. Nothing of
+/// Redis is written to disk.
+fn peer_command(target: Target) -> io::Result<(Command, SocketAddr, TempDir)> {
+    let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+    let port = address.port().to_string();
+    let directory = TempDir::with_prefix("forebay-loadtest-")?;
+    let mut command;
+    if target == Target::Nats {
+        command = Command::new("nats-server");
+        command.args(["-a", "127.0.0.1", "-p", &port]);
+    } else {
+        command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--port", &port]);
+        command.args(["--save", "", "--appendonly", "no", "--loglevel", "warning", "--dir"]);
+        command.arg(directory.path());
+    }
+    command.stderr(Stdio::null());
+    Ok((command, address, directory))
 }
 
 fn baseline_command(target: Target, ring_bytes: u64, busy_poll: bool) -> io::Result<Command> {

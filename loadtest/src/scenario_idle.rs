@@ -66,6 +66,7 @@ fn connect(
         interrupt.check()?;
         match args.target.target {
             Target::Forebay => Control::connect(server).map(Control::into_stream),
+            Target::RedisStream | Target::RedisList | Target::Nats => TcpStream::connect(server),
             _ => open_bare(server, Opcode::ProducerOpen).map(|opened| opened.stream),
         }
     };

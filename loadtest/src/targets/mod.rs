@@ -3,7 +3,9 @@
 pub mod blocking;
 pub mod echo;
 pub mod forebay;
+pub mod nats;
 pub mod peer;
+pub mod redis;
 pub mod relay;
 pub mod wire;
 
@@ -24,6 +26,12 @@ pub enum Target {
     BaselineRelay,
     /// Sends each message back to where it came from, or only confirms it.
     BaselineEcho,
+    /// A stream of Redis, acked by a consumer group.
+    RedisStream,
+    /// A list of Redis: taken is gone.
+    RedisList,
+    /// NATS core: nothing is kept, confirmed or acked.
+    Nats,
 }
 
 impl Target {
@@ -33,6 +41,9 @@ impl Target {
             Target::Forebay => "forebay",
             Target::BaselineRelay => "baseline-relay",
             Target::BaselineEcho => "baseline-echo",
+            Target::RedisStream => "redis-stream",
+            Target::RedisList => "redis-list",
+            Target::Nats => "nats",
         }
     }
 }
@@ -104,6 +115,9 @@ pub fn serve(args: &ServeArgs) -> io::Result<()> {
             println!("baseline-echo ready on {address}");
             echo.run(lifetime, args.busy_poll)
         }
-        Target::Forebay => Err(io::Error::other("forebay is served by its own program")),
+        other => {
+            let text = format!("{} is served by its own program", other.name());
+            Err(io::Error::other(text))
+        }
     }
 }
