@@ -5,8 +5,12 @@ pub mod checksum;
 pub mod chunk_pool;
 #[cfg(feature = "server")]
 pub mod deadlines;
+#[cfg(feature = "server")]
+pub mod mailbox;
 pub mod prng;
 #[cfg(feature = "server")]
 pub mod slot_map;
+#[cfg(feature = "server")]
+pub mod sync;
 pub mod time;
 pub mod units;
