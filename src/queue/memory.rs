@@ -1,11 +1,18 @@
 //! The byte budget of a shard and the chunks charged to it: everything that grows is counted here,
 //! and what does not fit is refused by the name of the limit.
 //!
+//! The limit is the broker's. Each shard has a reserve that is always its own; the rest lies in a
+//! [`CommonBudget`] from which the shards borrow in grants, and to which each gives back every tick
+//! what it does not need, so that one busy shard can use nearly all. A lone shard has borrowed
+//! everything for good.
+//!
 //! A reserve stays free of messages, so that acks, answers and drains go on when memory is full:
 //! chunks may use the limit less the reserve, connections and handles the limit less half of it,
 //! and only what deliveries need may use it all.
 
 use crate::base::chunk_pool::{ChunkPool, ChunkWriter};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What bytes are used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,9 +27,11 @@ pub enum Account {
     Handles,
     /// Leases and returned runs.
     InFlight,
+    /// What waits between shards, as much as ever may.
+    Mailboxes,
 }
 
-const ACCOUNTS: usize = 5;
+const ACCOUNTS: usize = 6;
 
 /// There is no room in the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,27 +41,86 @@ pub struct MemoryFull {
     pub limit_bytes: u64,
 }
 
+/// The memory that no shard has borrowed.
+#[derive(Debug)]
+pub struct CommonBudget {
+    left_bytes: AtomicU64,
+    /// What is borrowed at a time.
+    grant_bytes: u64,
+}
+
+impl CommonBudget {
+    /// What the limit leaves beside the reserves of all shards.
+    ///
+    /// # Panics
+    /// If it leaves nothing; the configuration checks it first.
+    pub fn new(limit_bytes: u64, reserve_bytes: u64, shards: u32, grant_bytes: u64) -> Arc<Self> {
+        let left_bytes = limit_bytes.checked_sub(reserve_bytes * u64::from(shards));
+        let left_bytes = left_bytes.filter(|left| *left > 0).expect("room beside the reserves");
+        Arc::new(CommonBudget { left_bytes: AtomicU64::new(left_bytes), grant_bytes })
+    }
+
+    /// Bytes that nobody has borrowed.
+    pub fn left_bytes(&self) -> u64 {
+        self.left_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Lends `missing` bytes, rounded up to whole grants where there is as much; 0 if there is
+    /// not even what is missing.
+    fn lend(&self, missing: u64) -> u64 {
+        let granted = |left: u64| match left >= missing {
+            true => left.min(missing.next_multiple_of(self.grant_bytes)),
+            false => 0,
+        };
+        // The counter is all there is to it: no other memory is read because of its value.
+        let relaxed = Ordering::Relaxed;
+        let before =
+            self.left_bytes.fetch_update(relaxed, relaxed, |left| Some(left - granted(left)));
+        before.map_or(0, granted)
+    }
+
+    fn take_back(&self, bytes: u64) {
+        self.left_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 /// Bytes used of a limit, by account.
 #[derive(Clone, Debug)]
 pub struct Budget {
     limit_bytes: u64,
     reserve_bytes: u64,
+    /// What the shard may use beside its reserve.
+    granted_bytes: u64,
+    common: Option<Arc<CommonBudget>>,
     used_bytes: [u64; ACCOUNTS],
 }
 
 impl Budget {
-    /// An empty budget.
+    /// An empty budget of a lone shard.
     ///
     /// # Panics
     /// If the reserve is not below the limit; the configuration checks it first.
     pub fn new(limit_bytes: u64, reserve_bytes: u64) -> Self {
         assert!(reserve_bytes < limit_bytes);
-        Budget { limit_bytes, reserve_bytes, used_bytes: [0; ACCOUNTS] }
+        let granted_bytes = limit_bytes - reserve_bytes;
+        let used_bytes = [0; ACCOUNTS];
+        Budget { limit_bytes, reserve_bytes, granted_bytes, common: None, used_bytes }
     }
 
-    /// The limit.
+    /// An empty budget of one of several shards.
+    pub fn shared(limit_bytes: u64, reserve_bytes: u64, common: Arc<CommonBudget>) -> Self {
+        let (granted_bytes, used_bytes) = (0, [0; ACCOUNTS]);
+        Budget { limit_bytes, reserve_bytes, granted_bytes, common: Some(common), used_bytes }
+    }
+
+    /// The limit of the broker.
     pub fn limit_bytes(&self) -> u64 {
         self.limit_bytes
+    }
+
+    /// Bytes that the shard may use without borrowing more, its reserve included.
+    pub fn held_bytes(&self) -> u64 {
+        self.granted_bytes + self.reserve_bytes
     }
 
     /// Bytes used in all.
@@ -66,14 +134,16 @@ impl Budget {
         self.used_bytes[account as usize]
     }
 
-    /// Bytes that chunks may still take.
+    /// Bytes that chunks may still take, borrowed ones included.
     pub fn free_for_chunks(&self) -> u64 {
-        (self.limit_bytes - self.reserve_bytes).saturating_sub(self.used_bytes())
+        let common_bytes = self.common.as_ref().map_or(0, |common| common.left_bytes());
+        (self.granted_bytes + common_bytes).saturating_sub(self.used_bytes())
     }
 
-    /// Bytes that leases may still take.
+    /// Bytes that leases may still take, borrowed ones included.
     pub fn free_for_leases(&self) -> u64 {
-        self.limit_bytes.saturating_sub(self.used_bytes())
+        let common_bytes = self.common.as_ref().map_or(0, |common| common.left_bytes());
+        (self.held_bytes() + common_bytes).saturating_sub(self.used_bytes())
     }
 
     /// Whether chunks have used nearly all that they may: little memory is left for what waits.
@@ -87,17 +157,41 @@ impl Budget {
     /// If they do not fit.
     #[inline]
     pub fn try_charge(&mut self, account: Account, bytes: usize) -> Result<(), MemoryFull> {
-        let limit_bytes = self.limit_bytes;
-        let room = match account {
-            Account::Chunks => limit_bytes - self.reserve_bytes,
-            Account::InFlight => limit_bytes,
-            _ => limit_bytes - self.reserve_bytes / 2,
-        };
-        if self.used_bytes() + bytes as u64 > room {
-            return Err(MemoryFull { limit_bytes });
+        let room = self.granted_bytes
+            + match account {
+                Account::Chunks => 0,
+                Account::InFlight => self.reserve_bytes,
+                _ => self.reserve_bytes - self.reserve_bytes / 2,
+            };
+        let wanted = self.used_bytes() + bytes as u64;
+        if wanted > room && !self.borrow(wanted - room) {
+            return Err(MemoryFull { limit_bytes: self.limit_bytes });
         }
         self.used_bytes[account as usize] += bytes as u64;
         Ok(())
+    }
+
+    #[cold]
+    fn borrow(&mut self, missing: u64) -> bool {
+        let lent = self.common.as_ref().map_or(0, |common| common.lend(missing));
+        self.granted_bytes += lent;
+        lent > 0
+    }
+
+    /// Once per tick: gives back what was borrowed and is not needed, but for one grant that is
+    /// kept for what comes next; and borrows what was used beyond the grants, as far as it can.
+    pub fn settle(&mut self) {
+        let Some(common) = &self.common else { return };
+        let (used, grant_bytes) = (self.used_bytes(), common.grant_bytes);
+        let spare = self.granted_bytes.saturating_sub(used);
+        if spare >= 2 * grant_bytes {
+            let bytes = spare - grant_bytes;
+            common.take_back(bytes);
+            self.granted_bytes -= bytes;
+        }
+        if used > self.held_bytes() {
+            self.borrow(used - self.held_bytes());
+        }
     }
 
     /// Charges `bytes` whether they fit or not: for what is bounded by another limit and must not
@@ -215,6 +309,40 @@ mod tests {
         memory.budget.try_charge(Account::Handles, 5_000).unwrap();
         assert!(memory.budget.try_charge(Account::Handles, 1_000).is_err());
         memory.budget.try_charge(Account::InFlight, 2_000).unwrap();
+    }
+
+    #[test]
+    fn shards_borrow_from_one_another_and_keep_their_reserves() {
+        let common = CommonBudget::new(100_000, 10_000, 2, 16_000);
+        let mut first = Budget::shared(100_000, 10_000, Arc::clone(&common));
+        let mut second = first.clone();
+        assert_eq!(first.free_for_chunks(), 80_000);
+        first.try_charge(Account::Chunks, 70_000).unwrap();
+        assert_eq!(common.left_bytes(), 0);
+        assert!(second.try_charge(Account::Chunks, 1).is_err());
+        // The reserve is there whatever the other has taken.
+        second.try_charge(Account::Handles, 5_000).unwrap();
+        assert!(second.try_charge(Account::Handles, 1).is_err());
+        second.try_charge(Account::InFlight, 5_000).unwrap();
+        // What is freed goes back, but for one grant.
+        first.release(Account::Chunks, 70_000);
+        first.settle();
+        assert_eq!(common.left_bytes(), 64_000);
+        second.try_charge(Account::Chunks, 50_000).unwrap();
+        assert_eq!(common.left_bytes(), 0);
+        assert_eq!(first.held_bytes() + second.held_bytes(), 100_000);
+        first.settle();
+        assert!(first.try_charge(Account::Chunks, 16_001).is_err());
+    }
+
+    #[test]
+    fn what_must_be_charged_is_borrowed_afterwards() {
+        let common = CommonBudget::new(100_000, 10_000, 2, 16_000);
+        let mut budget = Budget::shared(100_000, 10_000, Arc::clone(&common));
+        budget.charge(Account::Connections, 30_000);
+        budget.settle();
+        assert!(budget.held_bytes() >= 30_000);
+        assert_eq!(budget.held_bytes() + common.left_bytes() + 10_000, 100_000);
     }
 
     #[test]

@@ -523,8 +523,7 @@ impl Core {
     fn skips(&mut self, key: Key, header: &FrameHeader, body: &[u8]) -> bool {
         let bytes = header.payload_bytes as usize;
         let is_publish = header.opcode == Opcode::Publish as u8;
-        let limit = self.memory.budget.limit_bytes();
-        if !is_publish || self.memory.budget.used_bytes() + bytes as u64 <= limit {
+        if !is_publish || bytes as u64 <= self.memory.budget.free_for_leases() {
             return false;
         }
         let front_bytes = crate::limits::BATCH_HEADER_BYTES + crate::limits::RECORD_HEADER_BYTES;
