@@ -34,6 +34,7 @@ struct Script {
 }
 
 impl Net for Script {
+    type Detached = Socket;
     fn poll(&mut self, _: Option<Duration>, events: &mut Vec<NetEvent>) -> std::io::Result<()> {
         for socket in [PRODUCER, CONSUMER] {
             if self.ready && !self.input[socket.0 as usize].is_empty() {
@@ -79,6 +80,12 @@ impl Net for Script {
     }
     fn close(&mut self, socket: Socket) {
         panic!("the shard closed {socket:?}");
+    }
+    fn release(&mut self, socket: Socket) -> Option<Socket> {
+        Some(socket)
+    }
+    fn adopt(&mut self, socket: Socket) -> Option<Socket> {
+        Some(socket)
     }
     fn stop_listening(&mut self) {}
 }

@@ -84,12 +84,34 @@ impl MioNet {
     /// # Errors
     /// As the system says; `AddrInUse` if another socket listens there.
     pub fn bind(address: SocketAddr) -> std::io::Result<MioNet> {
-        let socket =
-            socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // Connections of an earlier run that are not yet forgotten do not count as in use.
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
+        let socket = bound(address)?;
+        MioNet::new(socket)
+    }
+
+    /// One net for each of `count` shards, all listening on the same port; the system deals out
+    /// the connections.
+    ///
+    /// # Errors
+    /// As [`MioNet::bind`]: the first socket is bound as if it were alone, so another listener is
+    /// an error, and only then shares the address with the others.
+    pub fn bind_many(address: SocketAddr, count: usize) -> std::io::Result<Vec<MioNet>> {
+        let first = bound(address)?;
+        if count > 1 {
+            first.set_reuse_port(true)?;
+        }
+        let mut nets = vec![MioNet::new(first)?];
+        let address = nets[0].address()?;
+        for _ in 1..count {
+            let socket = unbound(address)?;
+            socket.set_reuse_port(true)?;
+            socket.bind(&address.into())?;
+            nets.push(MioNet::new(socket)?);
+        }
+        Ok(nets)
+    }
+
+    /// A net that listens with `socket`, which is bound.
+    fn new(socket: socket2::Socket) -> std::io::Result<MioNet> {
         socket.listen(BACKLOG)?;
         let mut listener = TcpListener::from_std(socket.into());
         let poll = Poll::new()?;
@@ -142,30 +164,38 @@ impl MioNet {
         }
     }
 
-    fn admit(&mut self, mut stream: TcpStream, peer: SocketAddr) -> Accepted {
-        let number = self.free.pop().unwrap_or(self.slots.len() as u32);
-        let token = Token(number as usize);
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        if self.poll.registry().register(&mut stream, token, interest).is_err() {
-            // The poller's own limit or memory: one connection less, as when there is no file.
-            if (number as usize) < self.slots.len() {
-                self.free.push(number);
-            }
-            return Accepted::Shed { closed_one: true };
-        }
+    fn admit(&mut self, stream: TcpStream, peer: SocketAddr) -> Accepted {
         let options = SockRef::from(&stream);
         let keepalive =
             TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
         // These fail only if the peer is gone already, which the first read will tell.
         let _ = options.set_tcp_nodelay(true);
         let _ = options.set_tcp_keepalive(&keepalive);
+        match self.enter(stream) {
+            Some(socket) => Accepted::Socket(socket, peer),
+            // The poller's own limit or memory: one connection less, as when there is no file.
+            None => Accepted::Shed { closed_one: true },
+        }
+    }
+
+    /// Gives a connected stream its number and watches it.
+    fn enter(&mut self, mut stream: TcpStream) -> Option<Socket> {
+        let number = self.free.pop().unwrap_or(self.slots.len() as u32);
+        let token = Token(number as usize);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if self.poll.registry().register(&mut stream, token, interest).is_err() {
+            if (number as usize) < self.slots.len() {
+                self.free.push(number);
+            }
+            return None;
+        }
         let slot = Slot::Open(Connection { stream, write_waits: false, ended: false });
         if (number as usize) < self.slots.len() {
             self.slots[number as usize] = slot;
         } else {
             self.slots.push(slot);
         }
-        Accepted::Socket(Socket(number), peer)
+        Some(Socket(number))
     }
 
     /// Out of files or memory: uses the spare file to take one connection and close it.
@@ -227,6 +257,8 @@ impl MioNet {
 }
 
 impl Net for MioNet {
+    type Detached = TcpStream;
+
     fn poll(
         &mut self,
         timeout: Option<Duration>,
@@ -374,9 +406,43 @@ impl Net for MioNet {
         self.hear_out(number);
     }
 
+    fn release(&mut self, socket: Socket) -> Option<TcpStream> {
+        let slot = std::mem::replace(&mut self.slots[socket.0 as usize], Slot::Free);
+        let Slot::Open(Connection { mut stream, .. }) = slot else {
+            panic!("socket {} is not open", socket.0);
+        };
+        self.closed.push(socket.0);
+        self.poll.registry().deregister(&mut stream).ok()?;
+        Some(stream)
+    }
+
+    fn adopt(&mut self, stream: TcpStream) -> Option<Socket> {
+        let socket = self.enter(stream)?;
+        // The first write may have been short before it moved.
+        self.connection(socket).write_waits = true;
+        Some(socket)
+    }
+
     fn stop_listening(&mut self) {
         self.listener = None;
     }
+}
+
+/// A socket for `address`, not bound yet.
+fn unbound(address: SocketAddr) -> std::io::Result<socket2::Socket> {
+    let socket =
+        socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Connections of an earlier run that are not yet forgotten do not count as in use.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// A socket that is bound to `address` alone.
+fn bound(address: SocketAddr) -> std::io::Result<socket2::Socket> {
+    let socket = unbound(address)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 fn spare() -> Option<File> {

@@ -112,6 +112,8 @@ pub enum WriteOutcome {
 
 /// Sockets of one shard, and its one blocking point.
 pub trait Net {
+    /// A connected socket on its way from one shard's net to another's.
+    type Detached: Send + 'static;
     /// Waits until something is ready, at most `timeout` (`None`: for ever; zero: not at all), and
     /// appends what is. An interrupted wait returns with nothing.
     ///
@@ -130,6 +132,12 @@ pub trait Net {
     fn write(&mut self, socket: Socket, slices: &[IoSlice<'_>]) -> WriteOutcome;
     /// Closes the socket; bytes that the system has taken are still sent.
     fn close(&mut self, socket: Socket);
+    /// Gives a socket away, for the net of another shard; its number is free as after `close`.
+    /// `None` if it is lost on the way, which the peer sees as the end of the connection.
+    fn release(&mut self, socket: Socket) -> Option<Self::Detached>;
+    /// Takes a socket that another shard's net gave away. What has come in and what there is room
+    /// for is reported anew. `None` if the system refuses it, which ends the connection.
+    fn adopt(&mut self, detached: Self::Detached) -> Option<Socket>;
     /// Stops listening.
     fn stop_listening(&mut self);
 }

@@ -24,6 +24,7 @@ use crate::protocol::wire;
 struct Sink(Vec<u8>);
 
 impl Net for Sink {
+    type Detached = Socket;
     fn poll(&mut self, _: Option<Duration>, _: &mut Vec<NetEvent>) -> std::io::Result<()> {
         Ok(())
     }
@@ -39,6 +40,12 @@ impl Net for Sink {
         WriteOutcome::Bytes(self.0.len() - before)
     }
     fn close(&mut self, _: Socket) {}
+    fn release(&mut self, socket: Socket) -> Option<Socket> {
+        Some(socket)
+    }
+    fn adopt(&mut self, socket: Socket) -> Option<Socket> {
+        Some(socket)
+    }
     fn stop_listening(&mut self) {}
 }
 

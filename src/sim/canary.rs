@@ -9,7 +9,7 @@ use crate::limits::{BATCH_HEADER_BYTES, FRAME_HEADER_BYTES, PREAMBLE_BYTES, RECO
 use crate::protocol::frame::{FrameHeader, Opcode};
 use crate::sim::clock::SimClock;
 use crate::sim::disk::SimDisk;
-use crate::sim::net::SimNet;
+use crate::sim::net::{Detached, SimNet};
 use crate::sim::world::SimulatedWorld;
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -31,7 +31,7 @@ impl SimulatedWorld for CanaryWorld {
 }
 
 /// Where the next frame of a socket begins.
-struct Follow {
+pub struct Follow {
     /// Bytes until then.
     skip: usize,
     /// The front of its header, where that came in pieces.
@@ -93,6 +93,8 @@ fn swap_records(payload: &mut [u8]) {
 }
 
 impl Net for CanaryNet {
+    type Detached = (Detached, Option<Follow>);
+
     fn poll(
         &mut self,
         timeout: Option<Duration>,
@@ -120,6 +122,17 @@ impl Net for CanaryNet {
     fn close(&mut self, socket: Socket) {
         self.follows.remove(&socket);
         self.net.close(socket);
+    }
+
+    fn release(&mut self, socket: Socket) -> Option<Self::Detached> {
+        let follow = self.follows.remove(&socket);
+        Some((self.net.release(socket)?, follow))
+    }
+
+    fn adopt(&mut self, (detached, follow): Self::Detached) -> Option<Socket> {
+        let socket = self.net.adopt(detached)?;
+        follow.and_then(|follow| self.follows.insert(socket, follow));
+        Some(socket)
     }
 
     fn stop_listening(&mut self) {

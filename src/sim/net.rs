@@ -82,7 +82,10 @@ pub enum LineState {
 struct Line {
     to_broker: Pipe,
     to_client: Pipe,
-    socket: Option<Socket>,
+    /// The shard that has it, and its number there.
+    socket: Option<(usize, Socket)>,
+    /// On its way between two shards.
+    moving: bool,
     /// The broker never closed it, and no fault broke it.
     reset: bool,
     broker_closed: bool,
@@ -122,9 +125,8 @@ impl Line {
     }
 }
 
-/// All connections, and how badly this seed treats them.
-pub struct Network {
-    lines: BTreeMap<LineId, Line>,
+/// What one shard has of the network: its listener, its sockets, its waker.
+struct Port {
     sockets: Vec<Option<LineId>>,
     free_sockets: Vec<u32>,
     backlog: VecDeque<LineId>,
@@ -132,6 +134,43 @@ pub struct Network {
     accept_armed: bool,
     accept_event: bool,
     woken: bool,
+}
+
+impl Port {
+    fn new() -> Port {
+        Port {
+            sockets: Vec::new(),
+            free_sockets: Vec::new(),
+            backlog: VecDeque::new(),
+            listening: true,
+            accept_armed: true,
+            accept_event: false,
+            woken: false,
+        }
+    }
+
+    fn number(&mut self, id: LineId) -> Socket {
+        let number = self.free_sockets.pop().unwrap_or_else(|| {
+            self.sockets.push(None);
+            self.sockets.len() as u32 - 1
+        });
+        self.sockets[number as usize] = Some(id);
+        Socket(number)
+    }
+
+    fn forget(&mut self, socket: Socket) {
+        self.sockets[socket.0 as usize] = None;
+        self.free_sockets.push(socket.0);
+    }
+}
+
+/// A connection between two shards.
+pub struct Detached(LineId);
+
+/// All connections, and how badly this seed treats them.
+pub struct Network {
+    lines: BTreeMap<LineId, Line>,
+    ports: Vec<Port>,
     next_line: u64,
     open_sockets: usize,
     /// Descriptors that the broker may have.
@@ -154,13 +193,7 @@ impl Network {
     pub fn draw(prng: &mut Prng) -> Network {
         Network {
             lines: BTreeMap::new(),
-            sockets: Vec::new(),
-            free_sockets: Vec::new(),
-            backlog: VecDeque::new(),
-            listening: true,
-            accept_armed: true,
-            accept_event: false,
-            woken: false,
+            ports: vec![Port::new()],
             next_line: 1,
             open_sockets: 0,
             descriptors_max: *prng.pick(&[12, 24, 64]),
@@ -171,6 +204,11 @@ impl Network {
             starves: true,
             starved_until_ns: 0,
         }
+    }
+
+    /// So many shards listen; before anybody connects.
+    pub fn share(&mut self, shards: usize) {
+        self.ports = (0..shards).map(|_| Port::new()).collect();
     }
 
     /// No faults besides splits: the world in which nobody has an excuse.
@@ -198,10 +236,12 @@ impl Network {
 
     /// Connects; `None` if nobody listens.
     pub fn connect(&mut self) -> Option<LineId> {
-        if !self.listening {
+        let id = LineId(self.next_line);
+        // As the system deals connections out: by a hash of the two addresses.
+        let nth = (id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % self.ports.len();
+        if !self.ports[nth].listening {
             return None;
         }
-        let id = LineId(self.next_line);
         self.next_line += 1;
         self.lines.insert(
             id,
@@ -209,6 +249,7 @@ impl Network {
                 to_broker: Pipe::new(self.room),
                 to_client: Pipe::new(self.room),
                 socket: None,
+                moving: false,
                 reset: false,
                 broker_closed: false,
                 client_closed: false,
@@ -218,10 +259,11 @@ impl Network {
                 write_event: false,
             },
         );
-        self.backlog.push_back(id);
-        if self.accept_armed {
-            self.accept_armed = false;
-            self.accept_event = true;
+        let port = &mut self.ports[nth];
+        port.backlog.push_back(id);
+        if port.accept_armed {
+            port.accept_armed = false;
+            port.accept_event = true;
         }
         Some(id)
     }
@@ -294,29 +336,40 @@ impl Network {
         self.open_sockets
     }
 
-    /// Wakes the broker's poll.
-    pub fn wake(&mut self) {
-        self.woken = true;
+    /// Wakes the poll of a shard.
+    pub fn wake(&mut self, shard: usize) {
+        self.ports[shard].woken = true;
+    }
+
+    /// Whether somebody has woken a shard that has not polled since.
+    pub fn is_woken(&self, shard: usize) -> bool {
+        self.ports[shard].woken
+    }
+
+    /// Whether a poll of the shard would report something now.
+    pub fn has_events(&self, shard: usize) -> bool {
+        let port = &self.ports[shard];
+        let lines = port.sockets.iter().flatten().filter_map(|id| self.lines.get(id));
+        port.woken
+            || port.accept_event
+            || lines.into_iter().any(|line| line.read_event || line.write_event)
     }
 
     /// The broker's process ends: every connection with it, and a new one listens.
     pub fn restart(&mut self) {
         for line in self.lines.values_mut() {
-            line.socket = None;
+            (line.socket, line.moving) = (None, false);
             line.broker_closed = true;
             line.reset = true;
         }
-        self.sockets.clear();
-        self.free_sockets.clear();
-        self.backlog.clear();
         self.open_sockets = 0;
-        (self.listening, self.accept_armed, self.accept_event) = (true, true, false);
-        self.woken = false;
+        self.share(self.ports.len());
     }
 
     fn forget_if_over(&mut self, id: LineId) {
-        let over = |line: &Line| line.client_closed && line.socket.is_none();
-        if self.lines.get(&id).is_some_and(over) && !self.backlog.contains(&id) {
+        let over = |line: &Line| line.client_closed && line.socket.is_none() && !line.moving;
+        let waits = self.ports.iter().any(|port| port.backlog.contains(&id));
+        if self.lines.get(&id).is_some_and(over) && !waits {
             self.lines.remove(&id);
         }
     }
@@ -356,16 +409,18 @@ impl Network {
         pipes.filter(|pipe| pipe.moves()).map(|pipe| pipe.stalled_until_ns.max(now_ns)).min()
     }
 
-    /// Hands out pending events; now and then holds one back, or adds one that means nothing.
-    fn hand_out(&mut self, universe: &Universe, events: &mut Vec<NetEvent>) {
-        if std::mem::take(&mut self.woken) {
+    /// Hands out pending events of a shard; now and then holds one back, or adds one that means
+    /// nothing.
+    fn hand_out(&mut self, shard: usize, universe: &Universe, events: &mut Vec<NetEvent>) {
+        let port = &mut self.ports[shard];
+        if std::mem::take(&mut port.woken) {
             events.push(NetEvent::Woken);
         }
-        if std::mem::take(&mut self.accept_event) {
+        if std::mem::take(&mut port.accept_event) {
             events.push(NetEvent::Acceptable);
         }
         for line in self.lines.values_mut() {
-            let Some(socket) = line.socket else { continue };
+            let Some((_, socket)) = line.socket.filter(|(of, _)| *of == shard) else { continue };
             let spurious = universe.fault(2);
             if (line.read_event && !universe.fault(50)) || spurious {
                 line.read_event = false;
@@ -387,10 +442,25 @@ impl Network {
         }
     }
 
-    fn line_of(&mut self, socket: Socket) -> (LineId, &mut Line) {
-        let id = self.sockets.get(socket.0 as usize).copied().flatten();
+    fn line_of(&mut self, shard: usize, socket: Socket) -> (LineId, &mut Line) {
+        let id = self.ports[shard].sockets.get(socket.0 as usize).copied().flatten();
         let id = id.expect("the shard names a socket that it has closed or never had");
         (id, self.lines.get_mut(&id).expect("a socket's line lives until both ends are closed"))
+    }
+}
+
+impl Network {
+    /// A shard's poller watches a connection from now on, and reports at once that it can be
+    /// written, and what is there.
+    fn register(&mut self, id: LineId, shard: usize) -> Socket {
+        let socket = self.ports[shard].number(id);
+        let line = self.lines.get_mut(&id).expect("a line lives until both ends are closed");
+        (line.socket, line.moving) = (Some((shard, socket)), false);
+        (line.write_event, line.read_armed) = (true, true);
+        if line.to_broker.arrived > 0 || line.to_broker.end_arrived || line.reset {
+            line.wake_reader();
+        }
+        socket
     }
 }
 
@@ -415,15 +485,16 @@ fn carry_pipe(pipe: &mut Pipe, now_ns: u64, stall: u64, split: u64, universe: &U
     true
 }
 
-/// The broker's sockets.
+/// The sockets of one shard.
 pub struct SimNet {
     universe: Rc<Universe>,
+    shard: usize,
 }
 
 impl SimNet {
-    /// The broker's side of `universe`'s network.
-    pub fn new(universe: Rc<Universe>) -> Self {
-        SimNet { universe }
+    /// A shard's side of `universe`'s network.
+    pub fn new(universe: Rc<Universe>, shard: usize) -> Self {
+        SimNet { universe, shard }
     }
 
     /// The world it belongs to.
@@ -433,7 +504,10 @@ impl SimNet {
 }
 
 impl Net for SimNet {
-    /// Never blocks: with nothing to report, virtual time goes on, at most by `timeout`.
+    type Detached = Detached;
+
+    /// Never blocks: with nothing to report, virtual time goes on, at most by `timeout` and until
+    /// another shard has something to do.
     fn poll(
         &mut self,
         timeout: Option<Duration>,
@@ -443,11 +517,12 @@ impl Net for SimNet {
         let mut network = universe.net.borrow_mut();
         let before = events.len();
         network.carry(universe);
-        network.hand_out(universe, events);
+        network.hand_out(self.shard, universe, events);
         if events.len() == before {
             let now_ns = universe.mono().0;
             let limit_ns = timeout.map_or(50_000_000, |timeout| timeout.as_nanos() as u64);
-            let world_ns = [network.next_ns(now_ns), universe.disk_due_ns()];
+            let world_ns =
+                [network.next_ns(now_ns), universe.disk_due_ns(), universe.others_due_ns()];
             let world_ns = world_ns.into_iter().flatten().map(|at| at.saturating_sub(now_ns)).min();
             // Clients act between two polls, so waits mostly end early; now and then one is kept
             // to the end, and then the deadline is met to the nanosecond.
@@ -460,7 +535,7 @@ impl Net for SimNet {
             };
             universe.advance_ns(limit_ns.min(patience_ns).min(world_ns.unwrap_or(u64::MAX)));
             network.carry(universe);
-            network.hand_out(universe, events);
+            network.hand_out(self.shard, universe, events);
         }
         universe.event("poll", universe.mono().0, events.len() as u64);
         Ok(())
@@ -469,8 +544,8 @@ impl Net for SimNet {
     fn accept(&mut self) -> Accepted {
         let universe = &*self.universe;
         let mut network = universe.net.borrow_mut();
-        let Some(&id) = network.backlog.front() else {
-            network.accept_armed = true;
+        let Some(&id) = network.ports[self.shard].backlog.front() else {
+            network.ports[self.shard].accept_armed = true;
             return Accepted::Nothing;
         };
         if network.starves && universe.fault(1) {
@@ -482,14 +557,14 @@ impl Net for SimNet {
             let closed_one = universe.chance(700);
             universe.event("emfile", id.0, u64::from(closed_one));
             if closed_one {
-                network.backlog.pop_front();
+                network.ports[self.shard].backlog.pop_front();
                 let line = network.lines.get_mut(&id).expect("the backlog holds live lines");
                 (line.broker_closed, line.to_client.ended) = (true, true);
                 network.forget_if_over(id);
             }
             return Accepted::Shed { closed_one };
         }
-        network.backlog.pop_front();
+        network.ports[self.shard].backlog.pop_front();
         let fails = network.starves && universe.fault(5);
         let line = network.lines.get_mut(&id).expect("the backlog holds live lines");
         if line.reset || fails {
@@ -498,28 +573,17 @@ impl Net for SimNet {
             network.forget_if_over(id);
             return Accepted::Failed(ErrorKind::ConnectionAborted);
         }
-        let socket = network.free_sockets.pop().unwrap_or_else(|| {
-            network.sockets.push(None);
-            network.sockets.len() as u32 - 1
-        });
-        network.sockets[socket as usize] = Some(id);
         network.open_sockets += 1;
-        let line = network.lines.get_mut(&id).expect("it was there a moment ago");
-        line.socket = Some(Socket(socket));
-        // A socket that is registered reports at once that it can be written, and what is there.
-        (line.write_event, line.read_armed) = (true, true);
-        if line.to_broker.arrived > 0 || line.to_broker.end_arrived || line.reset {
-            line.wake_reader();
-        }
-        universe.event("accept", id.0, u64::from(socket));
-        Accepted::Socket(Socket(socket), SocketAddr::from(([127, 0, 0, 1], 40_000)))
+        let socket = network.register(id, self.shard);
+        universe.event("accept", id.0, u64::from(socket.0));
+        Accepted::Socket(socket, SocketAddr::from(([127, 0, 0, 1], 40_000)))
     }
 
     fn read(&mut self, socket: Socket, buffer: &mut [u8]) -> ReadOutcome {
         assert!(!buffer.is_empty(), "a read without a buffer");
         let universe = &*self.universe;
         let mut network = universe.net.borrow_mut();
-        let (id, line) = network.line_of(socket);
+        let (id, line) = network.line_of(self.shard, socket);
         if line.reset && (line.to_broker.arrived == 0 || universe.chance(500)) {
             return ReadOutcome::Failed(ErrorKind::ConnectionReset);
         }
@@ -550,7 +614,7 @@ impl Net for SimNet {
     fn write(&mut self, socket: Socket, slices: &[IoSlice<'_>]) -> WriteOutcome {
         let universe = &*self.universe;
         let mut network = universe.net.borrow_mut();
-        let (id, line) = network.line_of(socket);
+        let (id, line) = network.line_of(self.shard, socket);
         let given: usize = slices.iter().map(|slice| slice.len()).sum();
         if line.reset {
             return WriteOutcome::Failed(ErrorKind::BrokenPipe);
@@ -587,7 +651,7 @@ impl Net for SimNet {
     fn close(&mut self, socket: Socket) {
         let universe = &*self.universe;
         let mut network = universe.net.borrow_mut();
-        let (id, line) = network.line_of(socket);
+        let (id, line) = network.line_of(self.shard, socket);
         line.socket = None;
         line.broker_closed = true;
         line.to_client.ended = true;
@@ -598,17 +662,45 @@ impl Net for SimNet {
         line.to_broker.bytes.clear();
         line.to_broker.arrived = 0;
         (line.read_event, line.write_event) = (false, false);
-        network.sockets[socket.0 as usize] = None;
-        network.free_sockets.push(socket.0);
+        network.ports[self.shard].forget(socket);
         network.open_sockets -= 1;
         network.forget_if_over(id);
         universe.event("close", id.0, u64::from(socket.0));
     }
 
+    fn release(&mut self, socket: Socket) -> Option<Detached> {
+        let universe = &*self.universe;
+        let mut network = universe.net.borrow_mut();
+        let (id, line) = network.line_of(self.shard, socket);
+        (line.socket, line.moving) = (None, true);
+        // What the poller knew of it is lost; the next one finds out anew.
+        (line.read_event, line.write_event) = (false, false);
+        (line.read_armed, line.write_armed) = (false, false);
+        network.ports[self.shard].forget(socket);
+        universe.event("release", id.0, u64::from(socket.0));
+        Some(Detached(id))
+    }
+
+    fn adopt(&mut self, detached: Detached) -> Option<Socket> {
+        let universe = &*self.universe;
+        let mut network = universe.net.borrow_mut();
+        let Detached(id) = detached;
+        if network.starves && universe.fault(5) {
+            network.open_sockets -= 1;
+            let line = network.lines.get_mut(&id).expect("a line lives until both ends are closed");
+            (line.moving, line.reset, line.broker_closed) = (false, true, true);
+            network.forget_if_over(id);
+            return None;
+        }
+        let socket = network.register(id, self.shard);
+        universe.event("adopt", id.0, u64::from(socket.0));
+        Some(socket)
+    }
+
     fn stop_listening(&mut self) {
         let mut network = self.universe.net.borrow_mut();
-        network.listening = false;
-        while let Some(id) = network.backlog.pop_front() {
+        network.ports[self.shard].listening = false;
+        while let Some(id) = network.ports[self.shard].backlog.pop_front() {
             let line = network.lines.get_mut(&id).expect("the backlog holds live lines");
             (line.reset, line.broker_closed) = (true, true);
             network.forget_if_over(id);

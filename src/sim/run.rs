@@ -321,7 +321,7 @@ impl<W: SimulatedWorld> Run<W> {
         let started = self.universe.mono();
         let told = self.commands.push(Command::Drain);
         assert!(told.is_ok(), "the mailbox is empty");
-        self.universe.net.borrow_mut().wake();
+        self.universe.net.borrow_mut().wake(0);
         let timeout_ms = self.stage.plan.config.drain_timeout_ms;
         while self.status == Status::Running {
             *steps += 1;
@@ -347,7 +347,7 @@ fn new_shard<W: SimulatedWorld>(
     plan: &Plan,
     commands: &Commands,
 ) -> Shard<W> {
-    let net = W::net(SimNet::new(Rc::clone(universe)));
+    let net = W::net(SimNet::new(Rc::clone(universe), 0));
     let disk = SimDisk::new(Rc::clone(universe));
     let clock = SimClock::new(Rc::clone(universe));
     Shard::new(plan.config.clone(), net, disk, clock, Rc::new(HeapSlabs), commands.clone())

@@ -44,6 +44,8 @@ pub struct Universe {
     healed: Cell<bool>,
     /// Soonest completion of any disk.
     disk_due_ns: Cell<Option<u64>>,
+    /// When a shard that does not run now has something to do.
+    others_due_ns: Cell<Option<u64>>,
     /// The network; clients and the broker meet in it.
     pub net: RefCell<Network>,
 }
@@ -60,6 +62,7 @@ impl Universe {
             wall_offset_us: Cell::new(WALL_START_US),
             healed: Cell::new(false),
             disk_due_ns: Cell::new(None),
+            others_due_ns: Cell::new(None),
             net: RefCell::new(network),
         })
     }
@@ -158,6 +161,16 @@ impl Universe {
     /// A disk says when it will have something.
     pub fn disk_due(&self, due_ns: Option<u64>) {
         self.disk_due_ns.set(due_ns);
+    }
+
+    /// When a shard that does not run now has something to do: the one that runs waits no longer.
+    pub fn others_due_ns(&self) -> Option<u64> {
+        self.others_due_ns.get()
+    }
+
+    /// See [`Universe::others_due_ns`].
+    pub fn others_due(&self, due_ns: Option<u64>) {
+        self.others_due_ns.set(due_ns);
     }
 
     /// When the disk will have something.

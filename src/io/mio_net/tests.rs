@@ -244,3 +244,56 @@ fn a_reset_is_told_as_failed() {
     assert!(matches!(outcome, WriteOutcome::Failed(_)), "{outcome:?}");
     net.close(socket);
 }
+
+#[test]
+fn several_nets_share_a_port_and_no_other_process_may() {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let mut nets = MioNet::bind_many(address, 3).unwrap();
+    let address = nets[0].address().unwrap();
+    assert!(nets.iter().all(|net| net.address().unwrap() == address));
+    let refused = MioNet::bind_many(address, 3).err().map(|error| error.kind());
+    assert_eq!(refused, Some(ErrorKind::AddrInUse));
+    // Whoever gets a connection, somebody does.
+    let peers: Vec<Peer> = (0..32).map(|_| Peer::connect(address).unwrap()).collect();
+    let mut accepted = 0;
+    while accepted < peers.len() {
+        for net in &mut nets {
+            while let Accepted::Socket(..) = net.accept() {
+                accepted += 1;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_socket_moves_to_another_net_with_all_that_comes_for_it() {
+    let (mut first, address) = net();
+    let (mut second, _) = net();
+    let (socket, mut peer) = pair(&mut first, address);
+    peer.write_all(b"before").unwrap();
+    wait(&mut first, readable(socket));
+    let mut buffer = [0; 3];
+    assert_eq!(first.read(socket, &mut buffer), ReadOutcome::Bytes(3));
+    let detached = first.release(socket).expect("it was open");
+    peer.write_all(b" after").unwrap();
+    let thread = std::thread::spawn(move || {
+        let moved = second.adopt(detached).expect("the system takes it");
+        wait(&mut second, readable(moved));
+        let mut got = Vec::new();
+        while got.len() < 9 {
+            match second.read(moved, &mut buffer) {
+                ReadOutcome::Bytes(bytes) => got.extend_from_slice(&buffer[..bytes]),
+                ReadOutcome::Nothing => {
+                    wait(&mut second, readable(moved));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(second.write(moved, &[IoSlice::new(b"answer")]), WriteOutcome::Bytes(6));
+        got
+    });
+    assert_eq!(thread.join().unwrap(), b"ore after");
+    let mut answer = [0; 6];
+    peer.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"answer");
+}
