@@ -38,6 +38,9 @@ pub const RECORD_HEADER_BYTES: usize = 16;
 pub const PROPERTIES_BYTES_MAX: usize = 32 * KIB;
 /// Headers (key, value) of one message.
 pub const HEADERS_MAX: usize = 64;
+/// Room that a record has behind [`PROPERTIES_BYTES_MAX`], for what the broker writes on a message
+/// that it moves: where a dead letter comes from, and why.
+pub const DEAD_LETTER_BYTES_MAX: usize = 2 * KIB;
 /// One header's key.
 pub const HEADER_KEY_BYTES_MAX: usize = 255;
 /// Properties and body of a message that travels in one record; larger ones are cut in fragments.
@@ -143,6 +146,8 @@ pub const EXPIRES_AFTER_MS_MAX: u64 = 366 * 24 * 3_600_000;
 pub const NACK_TEXT_BYTES_MAX: usize = 1024;
 /// Dead letters of one subscription that are on their way at a time.
 pub const MOVES_MAX: usize = 64;
+/// Moves that a queue has taken and whose sources do not know of it yet.
+pub const MOVE_KEYS_MAX: usize = 65_536;
 /// Times that one message may be dead-lettered, queue after queue; then it stays where it is.
 pub const DEAD_LETTER_HOPS_MAX: u32 = 16;
 /// Messages that one redrive request moves.
@@ -179,7 +184,9 @@ const _: () = {
     assert!(BATCH_WIRE_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(DELIVER_HEADER_BYTES + BATCH_RECORDS_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(PROPERTIES_BYTES_MAX + RECORD_HEADER_BYTES < BATCH_RECORDS_BYTES_MAX);
-    assert!(PROPERTIES_BYTES_MAX < u16::MAX as usize);
+    assert!(PROPERTIES_BYTES_MAX + DEAD_LETTER_BYTES_MAX < u16::MAX as usize);
+    assert!(PROPERTIES_BYTES_MAX + DEAD_LETTER_BYTES_MAX < RECORD_CONTENT_BYTES_MAX / 2);
+    assert!(2 * NAME_BYTES_MAX + NACK_TEXT_BYTES_MAX + 512 <= DEAD_LETTER_BYTES_MAX);
     assert!(HEADERS_MAX * (HEADER_KEY_BYTES_MAX + 4) < PROPERTIES_BYTES_MAX);
     assert!(BATCH_RECORDS_MAX * RECORD_HEADER_BYTES <= BATCH_RECORDS_BYTES_MAX);
     assert!(ACK_RANGES_MAX * 24 <= CONTROL_PAYLOAD_BYTES_MAX);

@@ -12,6 +12,7 @@
 pub mod batch;
 #[cfg(feature = "server")]
 pub mod chunk;
+pub mod dead_letter;
 pub mod properties;
 pub mod record;
 

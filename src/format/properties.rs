@@ -77,7 +77,7 @@ pub enum PropertiesError {
     /// More than [`HEADERS_MAX`] headers.
     #[error("more than {HEADERS_MAX} headers")]
     TooManyHeaders,
-    /// The encoded block would pass [`PROPERTIES_BYTES_MAX`].
+    /// The block passes [`PROPERTIES_BYTES_MAX`], or would.
     #[error("properties over {PROPERTIES_BYTES_MAX} bytes")]
     TooLarge,
     /// A header's key is empty or over [`HEADER_KEY_BYTES_MAX`] bytes.
@@ -112,9 +112,12 @@ pub fn split_header(value: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(usize::from(key_bytes))
 }
 
-/// Checks a whole block: lengths, doubles, numbers of headers. Returns the known tags that concern
-/// the broker, as a bit set by tag number.
+/// Checks a whole block as a producer may send it: lengths, doubles, numbers of headers. Returns
+/// the known tags that concern the broker, as a bit set by tag number.
 pub fn check(block: &[u8]) -> Result<u32, PropertiesError> {
+    if block.len() > PROPERTIES_BYTES_MAX {
+        return Err(PropertiesError::TooLarge);
+    }
     let (mut seen, mut headers) = (0u32, 0);
     for property in walk(block) {
         let (number, value) = property?;

@@ -10,7 +10,7 @@
 //! ```
 
 use crate::format::{u16_at, u32_at};
-use crate::limits::{PROPERTIES_BYTES_MAX, RECORD_HEADER_BYTES};
+use crate::limits::{DEAD_LETTER_BYTES_MAX, PROPERTIES_BYTES_MAX, RECORD_HEADER_BYTES};
 
 /// The broker must look into the properties: they change what it does with the message.
 pub const BROKER_PROPERTIES: u16 = 1;
@@ -106,7 +106,7 @@ impl<'a> Iterator for Records<'a> {
         let header = RecordHeader::decode(self.rest)?;
         let record_bytes = header.record_bytes();
         if record_bytes > self.rest.len()
-            || usize::from(header.properties_bytes) > PROPERTIES_BYTES_MAX
+            || usize::from(header.properties_bytes) > PROPERTIES_BYTES_MAX + DEAD_LETTER_BYTES_MAX
         {
             return None;
         }
