@@ -33,20 +33,24 @@ mod error;
 mod message;
 mod options;
 pub mod session;
+mod subscription;
 
 pub use crate::protocol::error::ErrorCode;
 pub use crate::protocol::hot::Reached;
 pub use crate::protocol::wire::{
     OnFull, PeekedMessageT as PeekedMessage, QueueCountersT as QueueCounters,
-    QueueDescriptionT as QueueDescription, StatsT as Stats,
+    QueueDescriptionT as QueueDescription, Start, StatsT as Stats,
+    SubscriptionDescriptionT as SubscriptionDescription,
 };
 pub use blocking::connection::{Connection, Peeked, Removed};
 pub use blocking::consumer::{AckCount, ConsumeCounts, Consumer};
 pub use blocking::delivery::{Batch, Delivery, DeliveryId, Iter, OwnedDelivery};
 pub use blocking::publisher::{Confirm, PublishCounts, Publisher, PublisherState};
+pub use blocking::subscriptions::{Redrive, Redriven};
 pub use error::{BrokerError, ClientError, LostReason};
 pub use message::{Message, Properties};
 pub use options::{
     ConnectOptions, ConnectionEvent, ConsumerOptions, DEFAULT_SERVER, EventSink, MissingQueue,
     PublisherOptions, QueueChange, QueueOptions, ReconnectPolicy,
 };
+pub use subscription::{Backoff, BackoffError, BackoffRule, MaxAttempts, SubscriptionOptions};

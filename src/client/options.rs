@@ -1,5 +1,7 @@
 //! What can be chosen when connecting, publishing and consuming, with the defaults.
 
+use crate::client::session::ConsumerSettings;
+use crate::client::subscription::lease_ms;
 use crate::client::{BrokerError, ClientError, LostReason};
 use crate::limits::{
     BATCH_RECORDS_BYTES_MAX, CREDIT_BYTES_MAX, CREDIT_MESSAGES_MAX, HEARTBEAT_MS_MAX,
@@ -204,7 +206,8 @@ pub enum MissingQueue {
     Fail,
     /// Try again, under the reconnect policy, until somebody has created it.
     Retry,
-    /// Create it; but one that was deleted while it was open stays deleted.
+    /// Create it, and the subscription of a consumer; but what was deleted while it was open stays
+    /// deleted.
     Create(QueueOptions),
 }
 
@@ -309,6 +312,13 @@ pub struct ConsumerOptions {
     pub replenish: bool,
     /// Delivered means done: at most once, nothing to ack. Default false.
     pub auto_ack: bool,
+    /// Which of the queue's subscriptions; empty: `default`.
+    pub subscription: String,
+    /// How long this consumer has for each message before it counts as failed: 100 ms to 12 h.
+    /// `None`: as the subscription says.
+    pub lease: Option<Duration>,
+    /// Messages that it may have unacked at a time; 0: as many as its credit allows.
+    pub unacked_max: u32,
     /// Have the broker add a checksum to each delivery, and check it: a delivery that fails ends
     /// the connection, and is delivered again by the next. Default false.
     pub checksum: bool,
@@ -323,6 +333,9 @@ impl Default for ConsumerOptions {
             credit_bytes: 4 * MIB as u64,
             replenish: true,
             auto_ack: false,
+            subscription: String::new(),
+            lease: None,
+            unacked_max: 0,
             checksum: false,
             on_missing_queue: MissingQueue::Fail,
         }
@@ -341,6 +354,22 @@ impl ConsumerOptions {
         if (self.credit_messages == 0) != (self.credit_bytes == 0) {
             return bad("credit_messages", "messages and bytes: both zero, or none");
         }
-        Ok(())
+        self.lease.map_or(Ok(()), |lease| lease_ms(lease).map(|_| ()))
+    }
+
+    /// The session's part of it.
+    pub(crate) fn settings(&self, queue: &str, hold_ms: u64) -> ConsumerSettings {
+        ConsumerSettings {
+            queue: queue.into(),
+            subscription: self.subscription.clone(),
+            auto_ack: self.auto_ack,
+            checksum: self.checksum,
+            credit_messages: self.credit_messages,
+            credit_bytes: self.credit_bytes,
+            lease_ms: self.lease.map_or(0, |lease| lease.as_millis() as u32),
+            unacked_max: self.unacked_max,
+            hold_ms,
+            replenish: self.replenish,
+        }
     }
 }

@@ -82,6 +82,7 @@ impl SessionPeer {
             credit_messages: if pulls { 0 } else { 50 },
             credit_bytes: if pulls { 0 } else { 100_000 },
             replenish: true,
+            ..ConsumerSettings::default()
         };
         let consumer = universe.chance(700).then(|| session.open_consumer(settings)).flatten();
         SessionPeer {

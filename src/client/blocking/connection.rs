@@ -5,7 +5,7 @@ use crate::base::time::Mono;
 use crate::client::session::Event;
 use crate::client::{
     ClientError, ConnectOptions, ConnectionEvent, LostReason, PeekedMessage, QueueChange,
-    QueueDescription, QueueOptions, Stats,
+    QueueDescription, QueueOptions, Stats, SubscriptionOptions,
 };
 use crate::limits::LIST_COUNT_MAX;
 use crate::protocol::control::{Answer, Request, update_set};
@@ -39,7 +39,7 @@ pub struct Peeked {
 
 /// Whether a request may be sent again when nobody knows whether it was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Twice {
+pub(super) enum Twice {
     Yes,
     No,
 }
@@ -94,7 +94,34 @@ impl Connection {
         queue: &str,
         options: &QueueOptions,
     ) -> Result<bool, ClientError> {
-        match self.ask(&create_request(queue, options), Twice::Yes)? {
+        match self.ask(&create_request(queue, "", options), Twice::Yes)? {
+            Answer::QueueDone(done) => Ok(done.created),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// As [`queue_create`](Connection::queue_create), with these subscriptions instead of the one
+    /// named `default`, each with these options. Without names: `default`, with these options.
+    ///
+    /// # Errors
+    /// As [`queue_create`](Connection::queue_create); [`ClientError::Option`] for options that no
+    /// broker takes, of which nothing is sent.
+    pub fn queue_create_with(
+        &mut self,
+        queue: &str,
+        options: &QueueOptions,
+        subscriptions: &[&str],
+        subscription_options: &SubscriptionOptions,
+    ) -> Result<bool, ClientError> {
+        subscription_options.check()?;
+        let names: Vec<String> = subscriptions.iter().map(|name| (*name).to_owned()).collect();
+        let request = Request::QueueCreate(wire::QueueCreateT {
+            name: queue.into(),
+            options: Some(Box::new(options.to_wire())),
+            subscriptions: (!names.is_empty()).then_some(names),
+            subscription_options: Some(Box::new(subscription_options.to_wire())),
+        });
+        match self.ask(&request, Twice::Yes)? {
             Answer::QueueDone(done) => Ok(done.created),
             other => Err(unexpected(&other)),
         }
@@ -137,7 +164,8 @@ impl Connection {
         self.remove(&Request::QueueDelete(request))
     }
 
-    /// Removes the ready messages of a queue; what consumers hold stays with them.
+    /// Removes the ready messages of a queue, of all its subscriptions; what consumers hold stays
+    /// with them.
     ///
     /// # Errors
     /// [`ClientError::Broker`]: `queue_not_found`. [`ClientError::Lost`] as for
@@ -149,7 +177,7 @@ impl Connection {
         }))
     }
 
-    fn remove(&mut self, request: &Request) -> Result<Removed, ClientError> {
+    pub(super) fn remove(&mut self, request: &Request) -> Result<Removed, ClientError> {
         match self.ask(request, Twice::No)? {
             Answer::QueueRemoved(removed) => {
                 Ok(Removed { messages: removed.messages, bytes: removed.bytes })
@@ -196,7 +224,8 @@ impl Connection {
         }
     }
 
-    /// Shows ready messages without taking them, after passing over `skip`. Large bodies are cut.
+    /// Shows ready messages of the subscription `default` without taking them, after passing over
+    /// `skip`. Large bodies are cut.
     ///
     /// # Errors
     /// [`ClientError::Broker`]: `queue_not_found`, `bad_option` for numbers over the limits.
@@ -207,6 +236,10 @@ impl Connection {
         skip: u64,
     ) -> Result<Peeked, ClientError> {
         let request = wire::QueuePeekT { name: queue.into(), count_max, skip, subscription: None };
+        self.peek(request)
+    }
+
+    pub(super) fn peek(&mut self, request: wire::QueuePeekT) -> Result<Peeked, ClientError> {
         match self.ask(&Request::QueuePeek(request), Twice::Yes)? {
             Answer::PeekedMessages(peeked) => {
                 let messages = peeked.messages.unwrap_or_default();
@@ -227,7 +260,7 @@ impl Connection {
         }
     }
 
-    fn ask(&mut self, request: &Request, twice: Twice) -> Result<Answer, ClientError> {
+    pub(super) fn ask(&mut self, request: &Request, twice: Twice) -> Result<Answer, ClientError> {
         let deadline = self.link.clock.after(self.link.options.request_timeout);
         loop {
             self.connect(deadline)?;
@@ -292,16 +325,28 @@ impl Connection {
     }
 }
 
-/// The request that makes a queue.
-pub(super) fn create_request(queue: &str, options: &QueueOptions) -> Request {
+/// The request that makes a queue, with this subscription if it is not `default`.
+pub(super) fn create_request(queue: &str, subscription: &str, options: &QueueOptions) -> Request {
     Request::QueueCreate(wire::QueueCreateT {
         name: queue.into(),
         options: Some(Box::new(options.to_wire())),
-        ..Default::default()
+        subscriptions: (!subscription.is_empty()).then(|| vec![subscription.into()]),
+        subscription_options: None,
     })
 }
 
-fn unexpected(answer: &Answer) -> ClientError {
+/// The request that makes a subscription of a queue, for all that the queue still holds.
+pub(super) fn create_subscription_request(queue: &str, subscription: &str) -> Request {
+    let name = if subscription.is_empty() { "default" } else { subscription };
+    Request::SubscriptionCreate(wire::SubscriptionCreateT {
+        queue: queue.into(),
+        name: name.into(),
+        options: None,
+        start: wire::Start::Oldest,
+    })
+}
+
+pub(super) fn unexpected(answer: &Answer) -> ClientError {
     let text = format!("{:?} answers another request", answer.opcode());
     ClientError::Lost(LostReason::Protocol(text))
 }

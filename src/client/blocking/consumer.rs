@@ -1,10 +1,10 @@
 //! A consumer: one connection, no thread of its own. What it hands out are views into its read
 //! buffer; acks and credit gather and go out in one write before the next read.
 
-use super::delivery::{AckLog, Batch, Delivery, DeliveryId, Place, Ready};
+use super::delivery::{AnswerLog, Batch, Delivery, DeliveryId, Place, Ready, Verb};
 use super::link::{Link, Reopen, Room};
 use crate::base::time::Mono;
-use crate::client::session::{ConsumerSettings, Event};
+use crate::client::session::{Event, Refusal};
 use crate::client::{
     BrokerError, ClientError, ConnectOptions, ConnectionEvent, ConsumerOptions, ErrorCode,
     LostReason,
@@ -23,7 +23,7 @@ pub struct Consumer {
     ready: Vec<Ready>,
     /// What of it is handed out.
     place: Place,
-    acks: AckLog,
+    answers: AnswerLog,
     /// Credit of messages handed out, not granted again yet.
     due: (u32, u64),
     pull: Option<PullUnderway>,
@@ -49,7 +49,7 @@ struct PullUnderway {
 /// What the broker answered to acks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AckCount {
-    /// Messages that are done.
+    /// Messages that are done, or were nacked.
     pub acked: u64,
     /// Messages that were in flight no more: acked before, or given back to the queue.
     pub late: u64,
@@ -63,7 +63,10 @@ pub struct ConsumeCounts {
     /// Acks given to the broker. What was under way when a connection ended may not have arrived;
     /// those messages come again.
     pub acked: u64,
-    /// Acks that came too late: the delivery was of an older connection.
+    /// Nacks given to the broker: failed, given back, rejected.
+    pub nacked: u64,
+    /// Acks and nacks that came too late: the delivery was of an older connection, or its lease had
+    /// ended.
     pub late: u64,
 }
 
@@ -80,15 +83,7 @@ impl Consumer {
     ) -> Result<Consumer, ClientError> {
         options.check()?;
         let mut link = Link::new(connect)?;
-        let settings = ConsumerSettings {
-            queue: queue.into(),
-            subscription: String::new(),
-            auto_ack: options.auto_ack,
-            checksum: options.checksum,
-            credit_messages: options.credit_messages,
-            credit_bytes: options.credit_bytes,
-            replenish: options.replenish,
-        };
+        let settings = options.settings(queue, 0);
         let handle = link.session.open_consumer(settings).expect("the first handle is free");
         let mut consumer = Consumer {
             link,
@@ -97,7 +92,7 @@ impl Consumer {
             options,
             ready: Vec::new(),
             place: Place::default(),
-            acks: AckLog::default(),
+            answers: AnswerLog::default(),
             due: (0, 0),
             pull: None,
             opened: false,
@@ -168,9 +163,56 @@ impl Consumer {
         self.link.session.credit(self.handle, messages, bytes);
     }
 
-    /// Marks a delivery as done; sent with the next receive, flush or close.
+    /// Marks a delivery as done; sent with the next receive, flush or close. So are `nack`,
+    /// `give_back` and `reject`, which are those of [`Delivery`].
     pub fn ack(&self, id: DeliveryId) {
-        self.acks.add(id.connection, id.number, id.number);
+        self.answers.ack(id.connection, id.number, id.number);
+    }
+
+    /// As [`Delivery::nack`].
+    ///
+    /// # Errors
+    /// As [`Delivery::nack`].
+    pub fn nack(
+        &self,
+        id: DeliveryId,
+        delay: Option<Duration>,
+        text: &str,
+    ) -> Result<(), ClientError> {
+        self.answer(id, Verb::nack(delay, text)?);
+        Ok(())
+    }
+
+    /// As [`Delivery::give_back`].
+    pub fn give_back(&self, id: DeliveryId) {
+        self.answer(id, Verb::give_back());
+    }
+
+    /// As [`Delivery::reject`].
+    pub fn reject(&self, id: DeliveryId, text: &str) {
+        self.answer(id, Verb::reject(text));
+    }
+
+    /// Lets the lease of a delivery end so long from now (`None`: as long as this consumer's leases
+    /// are), and sends that at once. If its lease has ended before, nothing happens, and the
+    /// broker reports `late_ack` by [`ConnectionEvent::Fault`].
+    ///
+    /// # Errors
+    /// [`ClientError::Option`] unless the lease is 100 ms to 12 h; what ended the consumer.
+    pub fn extend(&mut self, id: DeliveryId, lease: Option<Duration>) -> Result<(), ClientError> {
+        self.answer(id, Verb::extend(lease)?);
+        self.send()
+    }
+
+    fn answer(&self, id: DeliveryId, verb: Verb) {
+        self.answers.add(id.connection, id.number, id.number, verb);
+    }
+
+    /// How long this consumer has for each delivery, as the broker says; `None` while it is not
+    /// known, and for one with automatic acks.
+    pub fn lease(&mut self) -> Option<Duration> {
+        let lease_ms = self.link.session.lease_ms(self.handle);
+        (lease_ms > 0).then(|| Duration::from_millis(u64::from(lease_ms)))
     }
 
     /// Sends acks and credit that wait, without waiting for an answer.
@@ -221,8 +263,9 @@ impl Consumer {
         self.counts.acked -= done.late.min(self.counts.acked);
         self.counts.late += done.late;
         let before = std::mem::replace(&mut self.counts_flushed, self.counts);
+        let ended = |counts: &ConsumeCounts| counts.acked + counts.nacked;
         AckCount {
-            acked: self.counts.acked.saturating_sub(before.acked),
+            acked: ended(&self.counts).saturating_sub(ended(&before)),
             late: self.counts.late - before.late,
         }
     }
@@ -256,7 +299,7 @@ impl Consumer {
     // ---- handing out ----
 
     fn batch(&self, from: Place, len: usize) -> Batch<'_> {
-        Batch::new(&self.link.session, &self.ready, &self.acks, from, len)
+        Batch::new(&self.link.session, &self.ready, &self.answers, from, len)
     }
 
     /// Hands out up to `messages_max` of what is ready: where they begin, and how many.
@@ -377,11 +420,28 @@ impl Consumer {
 
     /// Gives acks and credit to the session, which sends them with the next turn.
     fn pass_acks(&mut self) {
-        for (connection, first, last) in self.acks.drain() {
-            if self.link.session.ack(self.handle, connection, first, last) {
+        let (session, handle) = (&mut self.link.session, self.handle);
+        for (connection, first, last) in self.answers.drain_acks() {
+            if session.ack(handle, connection, first, last) {
                 self.counts.acked += last - first + 1;
             } else {
                 self.counts.late += last - first + 1;
+            }
+        }
+        for answer in self.answers.take_others() {
+            let (connection, first, last) = (answer.connection, answer.first, answer.last);
+            match &answer.verb {
+                Verb::Nack { kind, delay_ms, text } => {
+                    let refusal = Refusal { kind: *kind, delay_ms: *delay_ms, text };
+                    if session.nack(handle, connection, first, last, &refusal) {
+                        self.counts.nacked += last - first + 1;
+                    } else {
+                        self.counts.late += last - first + 1;
+                    }
+                }
+                Verb::Extend { lease_ms } => {
+                    session.extend(handle, connection, first, last, *lease_ms);
+                }
             }
         }
         if !self.options.replenish || self.options.credit_messages == 0 {
@@ -492,7 +552,7 @@ impl Consumer {
     fn on_refused(&mut self, correlation: u32, error: BrokerError) -> Result<(), ClientError> {
         if self.creating == Some(correlation) {
             self.creating = None;
-            if error.code != Some(ErrorCode::QueueExists) {
+            if !matches!(error.code, Some(ErrorCode::QueueExists | ErrorCode::SubscriptionExists)) {
                 return Err(ClientError::Broker(error));
             }
             self.link.session.reopen(self.handle);
@@ -515,7 +575,8 @@ impl Consumer {
     fn on_down(&mut self, error: BrokerError) -> Result<(), ClientError> {
         self.pull = None;
         let on_missing = &self.options.on_missing_queue;
-        match self.link.plan_reopen(&self.queue, on_missing, error)? {
+        let subscription = &self.options.subscription;
+        match self.link.plan_reopen(&self.queue, subscription, on_missing, error)? {
             Reopen::At(at) => self.reopen_at = Some(at),
             Reopen::Creating(request) => self.creating = request,
         }

@@ -1,12 +1,15 @@
 //! Received messages: views into the consumer's read buffer, and copies that outlive it.
 
-use crate::client::Properties;
 use crate::client::session::consumer::{accepted_us, sequence};
 use crate::client::session::{Large, Run, Session};
+use crate::client::subscription::{delay_ms, lease_ms};
+use crate::client::{ClientError, Properties};
 use crate::format::record::{Record, Records};
 use crate::limits::RECORD_HEADER_BYTES;
-use crate::protocol::hot::{DELIVER_REDELIVERED, DeliverHeader};
+use crate::protocol::hot::{DELIVER_REDELIVERED, DeliverHeader, NackKind};
 use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
 
 /// Names a delivery for a later ack. Ids from before a reconnect are known as such: the broker has
 /// given those messages back to the queue, so their acks are counted as late and not sent.
@@ -25,25 +28,69 @@ impl DeliveryId {
     }
 }
 
-/// Deliveries that are done and whose acks are not sent yet.
+/// What is to be told the broker of deliveries, and is not sent yet.
 #[derive(Debug, Default)]
-pub(super) struct AckLog {
-    /// Connection, first and last delivery number.
-    ranges: RefCell<Vec<(u32, u64, u64)>>,
+pub(super) struct AnswerLog {
+    /// Connection, first and last delivery number of those that are done.
+    acks: RefCell<Vec<(u32, u64, u64)>>,
+    /// The others, rare.
+    others: RefCell<Vec<Answer>>,
 }
 
-impl AckLog {
+/// An answer that is no ack.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) connection: u32,
+    pub(super) first: u64,
+    pub(super) last: u64,
+    pub(super) verb: Verb,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Verb {
+    Nack { kind: NackKind, delay_ms: Option<u32>, text: Rc<str> },
+    Extend { lease_ms: u32 },
+}
+
+impl Verb {
+    pub(super) fn nack(delay: Option<Duration>, text: &str) -> Result<Verb, ClientError> {
+        let delay_ms = delay.map(delay_ms).transpose()?;
+        Ok(Verb::Nack { kind: NackKind::Failed, delay_ms, text: text.into() })
+    }
+
+    pub(super) fn give_back() -> Verb {
+        Verb::Nack { kind: NackKind::Returned, delay_ms: None, text: "".into() }
+    }
+
+    pub(super) fn reject(text: &str) -> Verb {
+        Verb::Nack { kind: NackKind::Rejected, delay_ms: None, text: text.into() }
+    }
+
+    pub(super) fn extend(lease: Option<Duration>) -> Result<Verb, ClientError> {
+        Ok(Verb::Extend { lease_ms: lease.map_or(Ok(0), lease_ms)? })
+    }
+}
+
+impl AnswerLog {
     #[inline]
-    pub(super) fn add(&self, connection: u32, first: u64, last: u64) {
-        let mut ranges = self.ranges.borrow_mut();
+    pub(super) fn ack(&self, connection: u32, first: u64, last: u64) {
+        let mut ranges = self.acks.borrow_mut();
         match ranges.last_mut() {
             Some((known, _, end)) if *known == connection && *end + 1 == first => *end = last,
             _ => ranges.push((connection, first, last)),
         }
     }
 
-    pub(super) fn drain(&mut self) -> std::vec::Drain<'_, (u32, u64, u64)> {
-        self.ranges.get_mut().drain(..)
+    pub(super) fn add(&self, connection: u32, first: u64, last: u64, verb: Verb) {
+        self.others.borrow_mut().push(Answer { connection, first, last, verb });
+    }
+
+    pub(super) fn drain_acks(&mut self) -> std::vec::Drain<'_, (u32, u64, u64)> {
+        self.acks.get_mut().drain(..)
+    }
+
+    pub(super) fn take_others(&mut self) -> Vec<Answer> {
+        std::mem::take(self.others.get_mut())
     }
 }
 
@@ -105,12 +152,12 @@ pub struct Delivery<'c> {
     number: u64,
     header: &'c DeliverHeader,
     connection: u32,
-    acks: &'c AckLog,
+    answers: &'c AnswerLog,
 }
 
 impl<'c> Delivery<'c> {
     #[inline]
-    fn from_record(run: &'c Run, nth: u32, record: Record<'c>, acks: &'c AckLog) -> Self {
+    fn from_record(run: &'c Run, nth: u32, record: Record<'c>, answers: &'c AnswerLog) -> Self {
         Delivery {
             body: record.body,
             properties: record.properties,
@@ -119,11 +166,11 @@ impl<'c> Delivery<'c> {
             number: run.header.delivery_id + u64::from(nth),
             header: &run.header,
             connection: run.connection,
-            acks,
+            answers,
         }
     }
 
-    fn from_large(large: &'c Large, acks: &'c AckLog) -> Self {
+    fn from_large(large: &'c Large, answers: &'c AnswerLog) -> Self {
         Delivery {
             body: &large.body,
             properties: &large.properties,
@@ -132,7 +179,7 @@ impl<'c> Delivery<'c> {
             number: large.header.delivery_id,
             header: &large.header,
             connection: large.connection,
-            acks,
+            answers,
         }
     }
 
@@ -178,10 +225,44 @@ impl<'c> Delivery<'c> {
         self.accepted_us
     }
 
-    /// Marks it as done; sent with the next receive, flush or close.
+    /// Marks it as done; sent with the next receive, flush or close. So are the verbs below.
     #[inline]
     pub fn ack(&self) {
-        self.acks.add(self.connection, self.number, self.number);
+        self.answers.ack(self.connection, self.number, self.number);
+    }
+
+    /// It failed: ready again after `delay`, or as the subscription's back-off says; dead-lettered
+    /// when it failed too often. `text` says why, for people, and is cut at 1 KiB.
+    ///
+    /// # Errors
+    /// [`ClientError::Option`] if the delay is over 7 days; it is not marked then.
+    pub fn nack(&self, delay: Option<Duration>, text: &str) -> Result<(), ClientError> {
+        self.answer(Verb::nack(delay, text)?);
+        Ok(())
+    }
+
+    /// Gives it back untried: ready again at once, at its old place; no failure is counted.
+    pub fn give_back(&self) {
+        self.answer(Verb::give_back());
+    }
+
+    /// It can never be done: dead-lettered now. `text` as for [`nack`](Delivery::nack).
+    pub fn reject(&self, text: &str) {
+        self.answer(Verb::reject(text));
+    }
+
+    /// Its lease shall end so long after this is sent; `None`: as long as the consumer's leases
+    /// are. [`Consumer::extend`](crate::client::Consumer::extend) sends at once.
+    ///
+    /// # Errors
+    /// [`ClientError::Option`] unless the lease is 100 ms to 12 h.
+    pub fn extend(&self, lease: Option<Duration>) -> Result<(), ClientError> {
+        self.answer(Verb::extend(lease)?);
+        Ok(())
+    }
+
+    fn answer(&self, verb: Verb) {
+        self.answers.add(self.connection, self.number, self.number, verb);
     }
 
     pub(super) fn to_large(self) -> Box<Large> {
@@ -253,7 +334,7 @@ impl OwnedDelivery {
 pub struct Batch<'c> {
     session: &'c Session,
     ready: &'c [Ready],
-    acks: &'c AckLog,
+    answers: &'c AnswerLog,
     from: Place,
     len: usize,
 }
@@ -262,11 +343,11 @@ impl<'c> Batch<'c> {
     pub(super) fn new(
         session: &'c Session,
         ready: &'c [Ready],
-        acks: &'c AckLog,
+        answers: &'c AnswerLog,
         from: Place,
         len: usize,
     ) -> Self {
-        Batch { session, ready, acks, from, len }
+        Batch { session, ready, answers, from, len }
     }
 
     /// Messages in it.
@@ -284,15 +365,54 @@ impl<'c> Batch<'c> {
         Iter {
             session: self.session,
             ready: self.ready,
-            acks: self.acks,
+            answers: self.answers,
             place: self.from,
             run: None,
             left: self.len,
         }
     }
 
-    /// Marks all of them as done; sent with the next receive, flush or close.
+    /// Marks all of them as done; sent with the next receive, flush or close. So are the verbs
+    /// below, which are those of [`Delivery`] for all of them.
     pub fn ack(&self) {
+        self.ranges(|connection, first, last| self.answers.ack(connection, first, last));
+    }
+
+    /// As [`Delivery::nack`].
+    ///
+    /// # Errors
+    /// As [`Delivery::nack`].
+    pub fn nack(&self, delay: Option<Duration>, text: &str) -> Result<(), ClientError> {
+        self.answer(&Verb::nack(delay, text)?);
+        Ok(())
+    }
+
+    /// As [`Delivery::give_back`].
+    pub fn give_back(&self) {
+        self.answer(&Verb::give_back());
+    }
+
+    /// As [`Delivery::reject`].
+    pub fn reject(&self, text: &str) {
+        self.answer(&Verb::reject(text));
+    }
+
+    /// As [`Delivery::extend`].
+    ///
+    /// # Errors
+    /// As [`Delivery::extend`].
+    pub fn extend(&self, lease: Option<Duration>) -> Result<(), ClientError> {
+        self.answer(&Verb::extend(lease)?);
+        Ok(())
+    }
+
+    fn answer(&self, verb: &Verb) {
+        self.ranges(|connection, first, last| {
+            self.answers.add(connection, first, last, verb.clone());
+        });
+    }
+
+    fn ranges(&self, mut range: impl FnMut(u32, u64, u64)) {
         let (mut left, mut nth) = (self.len as u64, self.from.nth);
         for ready in self.ready.iter().skip(self.from.index) {
             if left == 0 {
@@ -301,7 +421,7 @@ impl<'c> Batch<'c> {
             let take = left.min(u64::from(ready.messages() - nth));
             let first = ready.header().delivery_id + u64::from(nth);
             if take > 0 {
-                self.acks.add(ready.connection(), first, first + take - 1);
+                range(ready.connection(), first, first + take - 1);
             }
             left -= take;
             nth = 0;
@@ -332,7 +452,7 @@ impl<'c> IntoIterator for &Batch<'c> {
 pub struct Iter<'c> {
     session: &'c Session,
     ready: &'c [Ready],
-    acks: &'c AckLog,
+    answers: &'c AnswerLog,
     place: Place,
     /// The run at `place`, and its records from there on.
     run: Option<(&'c Run, Records<'c>)>,
@@ -353,7 +473,7 @@ impl<'c> Iterator for Iter<'c> {
                     let nth = self.place.nth;
                     self.place.nth += 1;
                     self.left -= 1;
-                    return Some(Delivery::from_record(run, nth, record, self.acks));
+                    return Some(Delivery::from_record(run, nth, record, self.answers));
                 }
                 self.run = None;
                 self.place = Place { index: self.place.index + 1, nth: 0, offset: 0 };
@@ -366,7 +486,7 @@ impl<'c> Iterator for Iter<'c> {
                 Ready::Large(large) => {
                     self.place = Place { index: self.place.index + 1, nth: 0, offset: 0 };
                     self.left -= 1;
-                    return Some(Delivery::from_large(large, self.acks));
+                    return Some(Delivery::from_large(large, self.answers));
                 }
             }
         }

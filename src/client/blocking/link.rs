@@ -1,6 +1,6 @@
 //! A connection driven by one thread: session, socket, clock, and when to dial again.
 
-use super::connection::create_request;
+use super::connection::{create_request, create_subscription_request};
 use super::socket::{Backoff, Clock, Socket, dial, may_pass, random_u64};
 use crate::base::time::Mono;
 use crate::client::session::{Session, SessionConfig};
@@ -266,14 +266,17 @@ impl Link {
     pub(super) fn plan_reopen(
         &mut self,
         queue: &str,
+        subscription: &str,
         on_missing: &MissingQueue,
         error: BrokerError,
     ) -> Result<Reopen, ClientError> {
+        use ErrorCode::{QueueDeleted, QueueNotFound, SubscriptionDeleted, SubscriptionNotFound};
+        let queue_missing = matches!(error.code, Some(QueueNotFound | QueueDeleted));
         let missing =
-            matches!(error.code, Some(ErrorCode::QueueNotFound | ErrorCode::QueueDeleted));
-        let deleted = error.code == Some(ErrorCode::QueueDeleted);
+            queue_missing || matches!(error.code, Some(SubscriptionNotFound | SubscriptionDeleted));
+        let deleted = matches!(error.code, Some(QueueDeleted | SubscriptionDeleted));
         let retryable = error.is_retryable();
-        let failure = match missing {
+        let failure = match queue_missing {
             true => ClientError::QueueMissing { queue: queue.into(), error },
             false => ClientError::Broker(error),
         };
@@ -281,12 +284,16 @@ impl Link {
         if deleted && matches!(on_missing, MissingQueue::Create(_)) {
             return Err(failure);
         }
-        if missing {
+        if queue_missing {
             self.note(ConnectionEvent::QueueMissing { queue: queue.into() });
         }
         match on_missing {
             MissingQueue::Create(options) if missing => {
-                return Ok(Reopen::Creating(self.session.request(&create_request(queue, options))));
+                let request = match queue_missing {
+                    true => create_request(queue, subscription, options),
+                    false => create_subscription_request(queue, subscription),
+                };
+                return Ok(Reopen::Creating(self.session.request(&request)));
             }
             MissingQueue::Fail if missing => return Err(failure),
             _ if !missing && !retryable => return Err(failure),

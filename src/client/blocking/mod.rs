@@ -7,3 +7,4 @@ pub mod delivery;
 mod link;
 pub mod publisher;
 mod socket;
+pub(super) mod subscriptions;

@@ -1,20 +1,22 @@
-//! One consumer handle: which deliveries came, which acks and credit wait to be sent, the message
-//! that is being put together from fragments.
+//! One consumer handle: which deliveries came, which acks, nacks, extensions and credit wait to be
+//! sent, the message that is being put together from fragments.
 
 use super::event::Large;
+use super::leases::Leases;
 use super::producer::Nonsense;
 use crate::base::checksum::crc32c;
+use crate::base::time::Mono;
 use crate::format::properties::{self, Tag};
 use crate::format::record::{self, Records};
-use crate::limits::{MESSAGE_BYTES_MAX, RUN_RECORDS_MAX};
-use crate::protocol::hot::{DELIVER_FRAGMENT, DeliverHeader};
+use crate::limits::{MESSAGE_BYTES_MAX, NACK_RANGES_MAX, RUN_RECORDS_MAX};
+use crate::protocol::hot::{DELIVER_FRAGMENT, DeliverHeader, ExtendRange, NackRange};
 
 /// What a consumer is opened with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConsumerSettings {
     /// The queue.
     pub queue: String,
-    /// The subscription; empty: the queue's own.
+    /// The subscription; empty: `default`.
     pub subscription: String,
     /// Delivered means done.
     pub auto_ack: bool,
@@ -24,6 +26,13 @@ pub struct ConsumerSettings {
     pub credit_messages: u32,
     /// First grant of bytes.
     pub credit_bytes: u64,
+    /// For each delivery; 0: as long as the subscription says.
+    pub lease_ms: u32,
+    /// Deliveries that are not answered, at most; 0: as many as the credit allows.
+    pub unacked_max: u32,
+    /// Extend the leases of deliveries that are not answered, at half of the lease, until so many
+    /// milliseconds after they came; 0: do not.
+    pub hold_ms: u64,
     /// After a reconnect, grant the first credit again; else what is left of all that was granted.
     pub replenish: bool,
 }
@@ -54,6 +63,15 @@ pub(super) struct Consumer {
     delivered_last: u64,
     /// Ranges to be acked, ascending where acks come in order.
     pub(super) acks: Vec<(u64, u64)>,
+    /// Texts and their ranges; one frame each.
+    pub(super) nacks: Vec<(Box<str>, Vec<NackRange>)>,
+    pub(super) extends: Vec<ExtendRange>,
+    /// As the broker said when it opened.
+    lease_ms: u32,
+    /// The shard that has the queue.
+    pub(super) home_shard: u32,
+    /// What is not answered, where leases are to be extended.
+    leases: Option<Leases>,
     /// Credit to be sent.
     pub(super) grant: (u32, u64),
     /// Credit that the broker has left, pulls apart.
@@ -74,6 +92,11 @@ impl Consumer {
             phase: ConsumerPhase::Down,
             delivered_last: 0,
             acks: Vec::new(),
+            nacks: Vec::new(),
+            extends: Vec::new(),
+            lease_ms: 0,
+            home_shard: 0,
+            leases: None,
             grant: (0, 0),
             credit,
             pulling: 0,
@@ -86,6 +109,9 @@ impl Consumer {
         self.phase = ConsumerPhase::Down;
         self.delivered_last = 0;
         self.acks.clear();
+        self.nacks.clear();
+        self.extends.clear();
+        self.leases = None;
         self.pulling = 0;
         self.partial = None;
     }
@@ -115,6 +141,71 @@ impl Consumer {
             Some((_, end)) if *end + 1 == first => *end = last,
             _ => self.acks.push((first, last)),
         }
+        if let Some(leases) = &mut self.leases {
+            leases.answered(first, last);
+        }
+    }
+
+    /// Marks a range as not done.
+    pub(super) fn add_nack(&mut self, range: NackRange, text: &str) {
+        if let Some(leases) = &mut self.leases {
+            leases.answered(range.first, range.last);
+        }
+        let group = match self.nacks.last_mut() {
+            Some((known, ranges)) if **known == *text && ranges.len() < NACK_RANGES_MAX => ranges,
+            _ => {
+                self.nacks.push((text.into(), Vec::new()));
+                &mut self.nacks.last_mut().expect("it was pushed above").1
+            }
+        };
+        match group.last_mut() {
+            Some(last)
+                if last.last + 1 == range.first
+                    && (last.kind, last.delay_ms) == (range.kind, range.delay_ms) =>
+            {
+                last.last = range.last;
+            }
+            _ => group.push(range),
+        }
+    }
+
+    /// Marks a range as to be extended.
+    pub(super) fn add_extend(&mut self, range: ExtendRange) {
+        match self.extends.last_mut() {
+            Some(last) if last.last + 1 == range.first && last.lease_ms == range.lease_ms => {
+                last.last = range.last;
+            }
+            _ => self.extends.push(range),
+        }
+    }
+
+    /// The broker has opened it, and gives so long for each delivery.
+    pub(super) fn opened(&mut self, lease_ms: u32, home_shard: u32) {
+        self.phase = ConsumerPhase::Open;
+        (self.lease_ms, self.home_shard) = (lease_ms, home_shard);
+        let hold_ms = self.settings.hold_ms;
+        // A lease of no time cannot be extended in time.
+        let held = hold_ms > 0 && lease_ms > 0 && !self.settings.auto_ack;
+        self.leases = held.then(|| Leases::new(lease_ms, hold_ms));
+    }
+
+    pub(super) fn lease_ms(&self) -> u32 {
+        self.lease_ms
+    }
+
+    /// Marks what is held and was not extended for half of its lease; true if there was something.
+    pub(super) fn extend_held(&mut self, now: Mono) -> bool {
+        let Some(leases) = &mut self.leases else { return false };
+        let (handle, before) = (self.handle, self.extends.len());
+        let extends = &mut self.extends;
+        leases.extend(now, |first, last| {
+            extends.push(ExtendRange { handle, lease_ms: 0, first, last });
+        });
+        extends.len() > before
+    }
+
+    pub(super) fn extend_at(&self) -> Option<Mono> {
+        self.leases.as_ref().and_then(Leases::due)
     }
 
     /// Takes in a deliver frame.
@@ -123,9 +214,14 @@ impl Consumer {
         header: &DeliverHeader,
         records: &[u8],
         connection: u32,
+        now: Mono,
     ) -> Result<Delivered, Nonsense> {
         if header.flags & DELIVER_FRAGMENT != 0 {
-            return self.deliver_fragment(header, records, connection);
+            let delivered = self.deliver_fragment(header, records, connection)?;
+            if matches!(delivered, Delivered::Whole(_)) {
+                self.hold(now, 1);
+            }
+            return Ok(delivered);
         }
         let count = u64::from(header.record_count);
         if count == 0 || count > RUN_RECORDS_MAX as u64 || self.partial.is_some() {
@@ -134,7 +230,16 @@ impl Consumer {
         self.check(header, records)?;
         self.delivered_last += count;
         self.charge(count, records.len());
+        self.hold(now, count);
         Ok(Delivered::Run)
+    }
+
+    /// The last `count` deliveries are held.
+    #[inline]
+    fn hold(&mut self, now: Mono, count: u64) {
+        if let Some(leases) = &mut self.leases {
+            leases.delivered(now, self.delivered_last + 1 - count, self.delivered_last);
+        }
     }
 
     fn check(&self, header: &DeliverHeader, records: &[u8]) -> Result<(), Nonsense> {

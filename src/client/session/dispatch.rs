@@ -2,7 +2,7 @@
 
 use super::consumer::{ConsumerPhase, Delivered};
 use super::producer::{Hold, Nonsense, Phase};
-use super::{Event, NOTHING_ACKED, Pending, Run, Session, Slot, State};
+use super::{Event, Pending, Run, Session, Slot, State};
 use crate::base::time::Mono;
 use crate::client::{BrokerError, LostReason};
 use crate::limits::PREAMBLE_BYTES;
@@ -38,7 +38,7 @@ impl Session {
     fn handle_frame(&mut self, now: Mono, header: &FrameHeader, payload: Range<usize>) {
         let opcode = Opcode::from_u8(header.opcode);
         if opcode == Some(Opcode::Deliver) {
-            return self.on_deliver(header.handle, payload);
+            return self.on_deliver(now, header.handle, payload);
         }
         let bytes = self.input.slice(payload);
         let result = match opcode {
@@ -77,7 +77,7 @@ impl Session {
     }
 
     #[inline]
-    fn on_deliver(&mut self, handle: u32, payload: Range<usize>) {
+    fn on_deliver(&mut self, now: Mono, handle: u32, payload: Range<usize>) {
         let end = payload.end;
         let Some((header, records)) = DeliverHeader::decode(self.input.slice(payload)) else {
             return self.nonsense("a delivery shorter than its header".into());
@@ -90,7 +90,7 @@ impl Session {
             // Underway when the consumer was closed; the broker takes it back.
             return;
         }
-        match consumer.deliver(&header, records, self.connection) {
+        match consumer.deliver(&header, records, self.connection, now) {
             Ok(Delivered::Run) => self.events.push_back(Event::Delivered(Run {
                 handle,
                 connection: self.connection,
@@ -130,7 +130,7 @@ impl Session {
         match self.pending.remove(&correlation) {
             Some(Pending::Ping) => self.events.push_back(Event::Pong { correlation }),
             Some(Pending::AckBarrier) => {
-                self.events.push_back(Event::Acked { correlation, done: NOTHING_ACKED });
+                self.events.push_back(Event::Acked { correlation, done: AckDone::default() });
             }
             Some(Pending::AskBlocked(handle)) => self.on_not_blocked(now, handle),
             Some(Pending::Probe) | None => {}
@@ -180,10 +180,10 @@ impl Session {
     }
 
     fn on_ack_done(&mut self, correlation: u32, done: AckDone) -> Result<(), Nonsense> {
-        if self.pending.remove(&correlation) != Some(Pending::Ack) {
+        let Some(Pending::AckPart(asked)) = self.pending.remove(&correlation) else {
             return Err(Nonsense("an answer to an ack that was not asked for"));
-        }
-        self.events.push_back(Event::Acked { correlation, done });
+        };
+        self.ack_part_done(asked, done);
         Ok(())
     }
 
@@ -220,6 +220,7 @@ impl Session {
                 self.pending.remove(&header.correlation);
                 self.state = State::Up;
                 self.heartbeat_ms = hello.heartbeat_ms;
+                self.shard = hello.shard;
                 self.events.push_back(Event::Connected(Box::new(hello)));
                 Ok(())
             }
@@ -235,9 +236,9 @@ impl Session {
                 self.pending.remove(&header.correlation);
                 self.on_producer_opened(handle, &opened)
             }
-            Answer::ConsumerOpened(_) => {
+            Answer::ConsumerOpened(opened) => {
                 self.pending.remove(&header.correlation);
-                self.on_consumer_opened(handle)
+                self.on_consumer_opened(handle, &opened)
             }
             Answer::Blocked(blocked) => self.on_blocked(handle, blocked),
             Answer::Unblocked(unblocked) => self.on_unblocked(handle, unblocked.window_bytes_total),
@@ -276,7 +277,12 @@ impl Session {
             Some(Pending::Probe | Pending::Hello | Pending::AskBlocked(_)) => {
                 self.events.push_back(Event::Fault { handle, error });
             }
-            Some(Pending::Request | Pending::Ping | Pending::Ack | Pending::AckBarrier) => {
+            Some(Pending::AckPart(asked)) => {
+                if self.pending.remove(&asked).is_some() {
+                    self.events.push_back(Event::Refused { correlation: asked, error });
+                }
+            }
+            Some(Pending::Request | Pending::Ping | Pending::Ack { .. } | Pending::AckBarrier) => {
                 self.events.push_back(Event::Refused { correlation, error });
             }
             None => self.on_fault(handle, error),
@@ -288,7 +294,12 @@ impl Session {
     fn on_fault(&mut self, handle: u32, error: BrokerError) {
         let ends = matches!(
             error.code,
-            Some(ErrorCode::QueueDeleted | ErrorCode::ProducerFenced | ErrorCode::Draining)
+            Some(
+                ErrorCode::QueueDeleted
+                    | ErrorCode::SubscriptionDeleted
+                    | ErrorCode::ProducerFenced
+                    | ErrorCode::Draining
+            )
         );
         match self.slots.get_mut((handle as usize).wrapping_sub(1)) {
             Some(Some(Slot::Producer(producer))) if ends => {
@@ -351,6 +362,7 @@ impl Session {
             return Ok(());
         }
         let before = producer.answered_ordinal();
+        producer.home_shard = opened.home_shard;
         producer.opened(
             opened.last_sequence,
             opened.window_bytes_total,
@@ -370,13 +382,17 @@ impl Session {
         Ok(())
     }
 
-    fn on_consumer_opened(&mut self, handle: u32) -> Result<(), Nonsense> {
+    fn on_consumer_opened(
+        &mut self,
+        handle: u32,
+        opened: &wire::ConsumerOpenedT,
+    ) -> Result<(), Nonsense> {
         let slot = self.slots.get_mut((handle as usize).wrapping_sub(1));
         let Some(Some(Slot::Consumer(consumer))) = slot else {
             return Err(Nonsense("an open consumer that was not asked for"));
         };
         if consumer.phase == ConsumerPhase::Opening {
-            consumer.phase = ConsumerPhase::Open;
+            consumer.opened(opened.lease_ms, opened.home_shard);
             // Credit that was granted while the open was under way.
             self.consumers_dirty |= consumer.grant != (0, 0);
             self.events.push_back(Event::ConsumerOpened { handle });

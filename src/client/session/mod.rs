@@ -2,7 +2,8 @@
 //! and nothing of sockets, threads or clocks.
 //!
 //! What happens goes in by `handle_*`, what the caller wants by verbs (`open_producer`, `publish`,
-//! `send`, `credit`, `ack`, `pull`, `request`), what comes out is polled. After anything went in:
+//! `send`, `credit`, `ack`, `nack`, `extend`, `pull`, `request`), what comes out is polled. After
+//! anything went in:
 //!
 //! 1. [`Session::poll_event`] until `None`; runs of delivered messages stay readable until more
 //!    bytes are handled;
@@ -35,15 +36,18 @@
 
 mod batch;
 pub(crate) mod consumer;
+mod consuming;
 mod dispatch;
 mod event;
 mod input;
+mod leases;
 mod output;
 mod producer;
 #[cfg(test)]
 mod tests;
 
 pub use consumer::ConsumerSettings;
+pub use consuming::Refusal;
 pub use event::{Event, Large, Run};
 pub use producer::ProducerSettings;
 
@@ -52,12 +56,10 @@ use crate::base::time::Mono;
 use crate::client::{BrokerError, ClientError, LostReason};
 use crate::format::properties::PropertiesError;
 use crate::format::record::Records;
-use crate::limits::{
-    ACK_RANGES_MAX, CREDIT_ENTRIES_MAX, HANDLES_MAX, MESSAGE_BYTES_MAX, PROPERTIES_BYTES_MAX,
-};
+use crate::limits::{HANDLES_MAX, MESSAGE_BYTES_MAX, PROPERTIES_BYTES_MAX};
 use crate::protocol::control::Request;
 use crate::protocol::frame::{self, Opcode};
-use crate::protocol::hot::{AckDone, AckRange, CreditEntry, Pull};
+use crate::protocol::hot::AckDone;
 use crate::protocol::wire;
 use consumer::{Consumer, ConsumerPhase};
 use input::Input;
@@ -113,7 +115,13 @@ enum Pending {
     Probe,
     /// Finds out whether a full queue blocks or rejects.
     AskBlocked(u32),
-    Ack,
+    /// So many frames of acks and nacks are not answered yet.
+    Ack {
+        parts: u32,
+        done: AckDone,
+    },
+    /// One of these frames.
+    AckPart(u32),
     /// A ping in the place of an ack without ranges.
     AckBarrier,
     Pull(u32),
@@ -142,6 +150,8 @@ pub struct Session {
     consumers_dirty: bool,
     /// What the broker granted in its hello; 0: none.
     heartbeat_ms: u32,
+    /// The shard of the broker that has the connection.
+    shard: u32,
     heard_at: Mono,
     sent_at: Mono,
     /// When the broker was asked for a sign of life that has not come.
@@ -165,6 +175,7 @@ impl Session {
             events: VecDeque::new(),
             consumers_dirty: false,
             heartbeat_ms: 0,
+            shard: 0,
             heard_at: Mono::default(),
             sent_at: Mono::default(),
             probed_at: None,
@@ -207,7 +218,7 @@ impl Session {
                 pending,
                 Pending::Request
                     | Pending::Ping
-                    | Pending::Ack
+                    | Pending::Ack { .. }
                     | Pending::AckBarrier
                     | Pending::Pull(_)
             );
@@ -281,6 +292,7 @@ impl Session {
         if self.state != State::Up {
             return;
         }
+        self.extend_due(now);
         let probe_ms = u64::from(self.config.probe_ms);
         if probe_ms > 0 {
             match self.probed_at {
@@ -310,7 +322,7 @@ impl Session {
         let probe_ms = u64::from(self.config.probe_ms);
         let probe = (self.state == State::Up && probe_ms > 0)
             .then(|| self.probed_at.unwrap_or(self.heard_at).plus_ms(probe_ms));
-        holds.chain(probe).chain(self.heartbeat_due()).min()
+        holds.chain(probe).chain(self.heartbeat_due()).chain(self.extend_at()).min()
     }
 
     fn heartbeat_due(&self) -> Option<Mono> {
@@ -376,6 +388,21 @@ impl Session {
     /// Whether the broker has answered the hello of the present connection.
     pub fn is_connected(&self) -> bool {
         self.state == State::Up
+    }
+
+    /// The shard of the broker that has the connection, as its hello says.
+    pub fn shard(&self) -> u32 {
+        self.shard
+    }
+
+    /// Whether the queue of a producer or consumer that is open has its home on the shard of this
+    /// connection, so that nothing of it crosses shards.
+    pub fn is_at_home(&self, handle: u32) -> bool {
+        match self.slots.get(handle as usize - 1) {
+            Some(Some(Slot::Producer(producer))) => producer.home_shard == self.shard,
+            Some(Some(Slot::Consumer(consumer))) => consumer.home_shard == self.shard,
+            _ => false,
+        }
     }
 
     /// Which connection this is, from 1; deliveries and acks name it.
@@ -499,79 +526,6 @@ impl Session {
         }
     }
 
-    // ---- consumers ----
-
-    /// Makes a consumer; opened at once, or with the next connection. `None` if there are as many
-    /// handles as there may be.
-    pub fn open_consumer(&mut self, settings: ConsumerSettings) -> Option<u32> {
-        let at = self.free_slot()?;
-        let handle = at as u32 + 1;
-        self.slots[at] = Some(Slot::Consumer(Box::new(Consumer::new(handle, settings))));
-        self.reopen(handle);
-        Some(handle)
-    }
-
-    /// The broker may send so much more. Goes out with the next transmit.
-    pub fn credit(&mut self, handle: u32, messages: u32, bytes: u64) {
-        let consumer = self.consumer(handle);
-        consumer.add_credit(messages, bytes);
-        self.consumers_dirty |= consumer.phase == ConsumerPhase::Open;
-    }
-
-    /// Deliveries `first..=last` of `connection` are done. Goes out with the next transmit; false
-    /// if they are of an older connection, and the ack is late.
-    #[inline]
-    pub fn ack(&mut self, handle: u32, connection: u32, first: u64, last: u64) -> bool {
-        let current = self.connection == connection && self.state == State::Up;
-        let consumer = self.consumer(handle);
-        if !current || consumer.phase != ConsumerPhase::Open {
-            return false;
-        }
-        consumer.add_ack(first, last);
-        self.consumers_dirty = true;
-        true
-    }
-
-    /// Sends the acks that wait; [`Event::Acked`] with this correlation comes when the broker has
-    /// answered these and all before them. `None` without a connection.
-    pub fn ack_now(&mut self) -> Option<u32> {
-        if !self.is_connected() {
-            return None;
-        }
-        let correlation = self.next_correlation(Pending::Ack);
-        if !self.flush_consumers(correlation) {
-            self.pending.insert(correlation, Pending::AckBarrier);
-            self.output.frame(Opcode::Ping, 0, correlation, &[]);
-        }
-        Some(correlation)
-    }
-
-    /// Asks for up to `messages_max` messages within `wait_ms`; [`Event::PullDone`] with this
-    /// correlation ends it. `None` unless the consumer is open.
-    pub fn pull(
-        &mut self,
-        handle: u32,
-        messages_max: u32,
-        wait_ms: u32,
-        bytes_max: u64,
-    ) -> Option<u32> {
-        if self.consumer(handle).phase != ConsumerPhase::Open || !self.is_connected() {
-            return None;
-        }
-        self.consumer(handle).pulling += messages_max;
-        let correlation = self.next_correlation(Pending::Pull(messages_max));
-        let pull = Pull { messages_max, wait_ms, bytes_max };
-        self.output.frame(Opcode::Pull, handle, correlation, &pull.encode());
-        Some(correlation)
-    }
-
-    fn consumer(&mut self, handle: u32) -> &mut Consumer {
-        match self.slots.get_mut(handle as usize - 1) {
-            Some(Some(Slot::Consumer(consumer))) => consumer,
-            _ => panic!("handle {handle} is no consumer"),
-        }
-    }
-
     // ---- both ----
 
     /// Opens a producer or consumer that is down. Does nothing without a connection, for the next
@@ -599,7 +553,8 @@ impl Session {
                     checksum: consumer.settings.checksum,
                     credit_messages,
                     credit_bytes,
-                    ..Default::default()
+                    lease_ms: consumer.settings.lease_ms,
+                    unacked_max: consumer.settings.unacked_max,
                 })
             }
             _ => return,
@@ -672,43 +627,6 @@ impl Session {
         correlation
     }
 
-    /// Writes acks and credit of all consumers, several to a frame. The last ack frame carries
-    /// `correlation`; false if there was none.
-    fn flush_consumers(&mut self, correlation: u32) -> bool {
-        if !self.consumers_dirty {
-            return false;
-        }
-        self.consumers_dirty = false;
-        let mut ranges: Vec<AckRange> = Vec::new();
-        let mut entries: Vec<CreditEntry> = Vec::new();
-        for slot in self.slots.iter_mut().flatten() {
-            let Slot::Consumer(consumer) = slot else { continue };
-            if consumer.phase != ConsumerPhase::Open {
-                continue;
-            }
-            let handle = consumer.handle;
-            let acks = consumer.acks.drain(..);
-            ranges.extend(acks.map(|(first, last)| AckRange { handle, first, last }));
-            let (messages, bytes) = std::mem::take(&mut consumer.grant);
-            if messages > 0 || bytes > 0 {
-                entries.push(CreditEntry { handle, messages, bytes });
-            }
-        }
-        let frames = ranges.len().div_ceil(ACK_RANGES_MAX);
-        for (nth, ranges) in ranges.chunks(ACK_RANGES_MAX).enumerate() {
-            let correlation = if nth + 1 == frames { correlation } else { 0 };
-            self.output.frame_with(Opcode::Ack, correlation, |payload| {
-                ranges.iter().for_each(|range| payload.extend_from_slice(&range.encode()));
-            });
-        }
-        for entries in entries.chunks(CREDIT_ENTRIES_MAX) {
-            self.output.frame_with(Opcode::Credit, 0, |payload| {
-                entries.iter().for_each(|entry| payload.extend_from_slice(&entry.encode()));
-            });
-        }
-        frames > 0
-    }
-
     fn lost(&mut self, reason: LostReason) {
         self.state = State::Dead;
         self.output.clear();
@@ -738,6 +656,3 @@ pub struct ProducerView {
     /// The producer id; another one after [`Event::ProducerRenewed`].
     pub producer_id: u64,
 }
-
-/// An ack that had nothing to say.
-const NOTHING_ACKED: AckDone = AckDone { acked: 0, late: 0 };

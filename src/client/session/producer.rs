@@ -97,6 +97,8 @@ pub(super) struct Producer {
     batches_bytes: usize,
     /// Largest body; 0: not known yet.
     pub(super) message_bytes_max: u64,
+    /// The shard that has the queue.
+    pub(super) home_shard: u32,
     /// In a row, without progress between them.
     refusals: u32,
     /// Of these, for the checksum.
@@ -124,6 +126,7 @@ impl Producer {
             window_bytes_total: 0,
             batches_bytes: 0,
             message_bytes_max: 0,
+            home_shard: 0,
             refusals: 0,
             checksum_refusals: 0,
             spare: Vec::new(),

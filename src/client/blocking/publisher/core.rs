@@ -339,7 +339,7 @@ impl Core {
     /// The broker has no such queue, or will not open a producer on it now.
     fn on_down(&mut self, error: BrokerError) {
         self.blocked = None;
-        match self.link.plan_reopen(&self.queue, &self.options.on_missing_queue, error) {
+        match self.link.plan_reopen(&self.queue, "", &self.options.on_missing_queue, error) {
             Ok(Reopen::At(at)) => self.reopen_at = Some(at),
             Ok(Reopen::Creating(request)) => self.creating = request,
             Err(error) => self.fail(error),
