@@ -53,6 +53,8 @@ pub const MESSAGE_BYTES_DEFAULT: usize = 16 * MIB;
 pub const MESSAGE_MEMORY_SHARE: usize = 8;
 /// Smallest memory limit that a broker starts with.
 pub const MEMORY_LIMIT_BYTES_MIN: usize = 16 * MIB;
+/// What a shard borrows of the broker's memory at a time.
+pub const MEMORY_GRANT_BYTES: usize = 4 * MIB;
 /// Kept per shard so that acks, control and drains go on when memory is full.
 pub const MEMORY_RESERVE_BYTES: usize = 4 * MIB;
 
@@ -101,6 +103,19 @@ pub const STALL_TIMEOUT_MS: u64 = 60_000;
 pub const HEARTBEAT_MS_MIN: u32 = 100;
 /// See [`HEARTBEAT_MS_MIN`].
 pub const HEARTBEAT_MS_MAX: u32 = 3_600_000;
+/// Answers of one connection that wait for parts from several shards; more requests of this kind
+/// wait in front of it.
+pub const GATHERS_MAX: usize = 64;
+/// What may wait between shards, for each of them, at the ordinary number of shards.
+pub const MAILBOX_BYTES: usize = 4 * MIB;
+/// Frames that one shard sends another at a time.
+pub const PARCEL_BYTES_MAX: usize = 256 * KIB;
+/// The same, where there are many shards.
+pub const PARCEL_BYTES_MIN: usize = 32 * KIB;
+/// Shards of a broker.
+pub const SHARDS_MAX: u32 = 16;
+/// Connections on their way from one shard to another.
+pub const ADOPTIONS_MAX: usize = 64;
 /// Connections accepted in one tick.
 pub const ACCEPTS_PER_TICK_MAX: usize = 64;
 
@@ -205,6 +220,11 @@ const _: () = {
     assert!(MESSAGE_BYTES_MAX < u32::MAX as usize);
     assert!(MEMORY_RESERVE_BYTES < MEMORY_LIMIT_BYTES_MIN);
     assert!(MEMORY_RESERVE_BYTES >= SLAB_BYTES);
+    assert!(MEMORY_GRANT_BYTES >= SLAB_BYTES);
+    assert!(SHARDS_MAX < u32::BITS);
+    assert!(PARCEL_BYTES_MIN <= PARCEL_BYTES_MAX && PARCEL_BYTES_MAX <= MAILBOX_BYTES);
+    // A lone shard of the smallest broker can hold its reserve and what waits for it.
+    assert!(MEMORY_RESERVE_BYTES + MAILBOX_BYTES < MEMORY_LIMIT_BYTES_MIN);
     assert!(HANDLES_MAX == HANDLE_MAX as usize);
     assert!(WINDOW_BYTES as usize >= 2 * BATCH_WIRE_BYTES_MAX);
     assert!(NAME_BYTES_MAX < CONTROL_PAYLOAD_BYTES_MAX);

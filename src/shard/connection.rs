@@ -9,6 +9,7 @@ use crate::protocol::control::Answer;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::{FrameHeader, Opcode};
 use crate::protocol::wire;
+use crate::shard::crossing::Crossing;
 use crate::shard::outbound::Outbound;
 use std::cell::Cell;
 
@@ -45,10 +46,24 @@ pub enum Target {
     },
 }
 
+/// Where the client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At a socket of this shard.
+    Socket(Socket),
+    /// At a socket of another shard, where the connection has this key.
+    Shard {
+        /// Which.
+        shard: usize,
+        /// The connection there.
+        connection: Key,
+    },
+}
+
 /// See the module.
 pub struct Connection {
-    /// Its socket.
-    pub socket: Socket,
+    /// Where its bytes come from and go to.
+    pub place: Place,
     /// How far it has come.
     pub stage: Stage,
     /// The front of a frame that is not complete.
@@ -79,13 +94,19 @@ pub struct Connection {
     pub said: Mono,
     /// 0: none was agreed.
     pub heartbeat_ms: u32,
+    /// What it does on other shards, once it does.
+    pub(super) crossing: Option<Box<Crossing>>,
+    /// A frame at the front of the inbox has to wait, and all behind it.
+    pub parked: bool,
+    /// There was something to read meanwhile.
+    pub read_later: bool,
 }
 
 impl Connection {
     /// Just accepted.
-    pub fn new(socket: Socket, now: Mono) -> Self {
+    pub fn new(place: Place, now: Mono) -> Self {
         Connection {
-            socket,
+            place,
             stage: Stage::Preamble,
             inbox: Vec::new(),
             skip_bytes: 0,
@@ -101,7 +122,27 @@ impl Connection {
             stalled_since: None,
             said: now,
             heartbeat_ms: 0,
+            crossing: None,
+            parked: false,
+            read_later: false,
         }
+    }
+
+    /// The shard that has the handle, if it is not this one.
+    #[inline]
+    pub(super) fn abroad(&self, handle: u32) -> Option<usize> {
+        self.crossing.as_ref()?.handle(handle).map(|abroad| abroad.shard)
+    }
+
+    /// What it does on other shards, from now on.
+    pub(super) fn crossing_mut(&mut self) -> &mut Crossing {
+        self.crossing.get_or_insert_default()
+    }
+
+    /// Unsent bytes that this shard is answerable for: those of others are bounded there.
+    pub fn own_unsent_bytes(&self) -> usize {
+        let others = self.crossing.as_ref().map_or(0, |crossing| crossing.unsent_bytes);
+        self.out.unsent_bytes() - others
     }
 
     /// What it holds in memory.
@@ -110,6 +151,7 @@ impl Connection {
             + self.inbox.capacity()
             + self.out.capacity_bytes()
             + self.handles.capacity() * size_of::<(u32, Target)>()
+            + self.crossing.as_ref().map_or(0, |crossing| crossing.memory_bytes())
     }
 
     /// What a handle stands for.

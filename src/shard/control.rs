@@ -52,7 +52,7 @@ impl Core {
         let body = Answer::HelloOk(wire::HelloOkT {
             server_version: Some(self.config.server_version.clone()),
             features: 0,
-            connection_id: key.to_u64(),
+            connection_id: u64::from(self.config.shard) << 56 | key.to_u64() & (u64::MAX >> 8),
             heartbeat_ms,
             frame_payload_bytes_max: FRAME_PAYLOAD_BYTES_MAX as u32,
             batch_bytes_max: BATCH_WIRE_BYTES_MAX as u32,
@@ -412,7 +412,9 @@ impl Core {
             server_version: Some(self.config.server_version.clone()),
             uptime_ms: self.now.mono.ms_since(self.started.mono),
             shards: self.config.shards,
-            connections: self.connections.len() as u32,
+            connections: (self.connections.len()
+                - self.remotes.iter().map(|remotes| remotes.len()).sum::<usize>())
+                as u32,
             connections_accepted: self.stats.connections_accepted,
             connections_shed: self.stats.connections_shed,
             connections_refused: self.stats.connections_refused,
@@ -425,6 +427,7 @@ impl Core {
             bytes_in: self.stats.bytes_in,
             bytes_out: self.stats.bytes_out,
             queues_deleted_messages: self.stats.deleted_messages,
+            crossed_bytes: self.post.as_ref().map_or(0, |post| post.crossed_bytes),
             ..wire::StatsT::default()
         };
         for (_, slot) in self.queues.iter() {

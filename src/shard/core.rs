@@ -15,9 +15,11 @@ use crate::queue::Queue;
 use crate::queue::counters::Counters;
 use crate::queue::memory::{Account, Budget, Memory};
 use crate::shard::ShardConfig;
-use crate::shard::connection::{Connection, Stage, Target, error_body};
+use crate::shard::connection::{Connection, Place, Stage, Target, error_body};
 use crate::shard::deliver::flush_later;
 use crate::shard::outbound::{Flushed, Outbound};
+use crate::shard::post::Post;
+use crate::shard::router::Route;
 use crate::shard::timers::Timer;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -78,10 +80,20 @@ pub(super) struct Core {
     accept_retry: Option<Mono>,
     /// Set by SIGTERM: since when, and until when at the latest.
     pub draining: Option<(Mono, Mono)>,
+    /// The other shards, if there are any.
+    pub post: Option<Post>,
+    /// Per other shard: the connections that have their sockets there, by their keys there.
+    pub remotes: Vec<BTreeMap<Key, Key>>,
+    /// Connections whose next frame has to wait.
+    pub parked: Vec<Key>,
+    /// Connections that move, and where to.
+    pub leaving: Vec<(Key, usize)>,
+    /// Connections of which another shard is to be told what was sent.
+    pub reports: Vec<Key>,
 }
 
 /// How long a closing connection may take to read its last frames and go.
-const LINGER_MS: u64 = 500;
+pub(super) const LINGER_MS: u64 = 500;
 /// How long after it ran out of descriptors the shard tries to accept again.
 const ACCEPT_RETRY_MS: u64 = 100;
 /// How long clients have at least, after they were told that the broker goes.
@@ -118,6 +130,11 @@ impl Core {
             to_close: Vec::new(),
             accept_retry: None,
             draining: None,
+            post: None,
+            remotes: Vec::new(),
+            parked: Vec::new(),
+            leaving: Vec::new(),
+            reports: Vec::new(),
         }
     }
 
@@ -151,13 +168,20 @@ impl Core {
     /// A connection was accepted. `None`: there is no room for it; the caller closes it.
     pub fn handle_connected(&mut self, socket: Socket, now: Now) -> Option<Key> {
         self.stats.connections_accepted += 1;
-        let full = self.connections.len() >= self.config.connections_max as usize;
+        let max = self.config.connections_max;
+        let full = match &self.post {
+            Some(post) => !post.admit_connection(max),
+            None => self.connections.len() >= max as usize,
+        };
         let bytes = size_of::<Connection>();
         if full || self.memory.budget.try_charge(Account::Connections, bytes).is_err() {
             self.stats.connections_refused += 1;
+            if !full {
+                self.forget_connection();
+            }
             return None;
         }
-        let mut connection = Connection::new(socket, now.mono);
+        let mut connection = Connection::new(Place::Socket(socket), now.mono);
         connection.charged_bytes = bytes;
         let key = self.connections.insert(connection);
         self.arm_connection(key, now.mono);
@@ -167,7 +191,10 @@ impl Core {
     /// What a connection is told that [`Core::handle_connected`] did not take.
     pub fn refusal(&self) -> Vec<u8> {
         let (max, memory) = (self.config.connections_max, self.config.memory_limit_bytes);
-        let full = self.connections.len() >= max as usize;
+        let full = match &self.post {
+            Some(post) => post.is_full_of_connections(max),
+            None => self.connections.len() >= max as usize,
+        };
         let (code, name, value) = match full {
             true => (ErrorCode::ConnectionsMax, "connections_max", u64::from(max)),
             false => (ErrorCode::MemoryLimit, "memory_limit", memory),
@@ -212,8 +239,13 @@ impl Core {
     pub fn begin_read(&mut self, key: Key, buffer: &mut [u8]) -> Option<(Socket, bool)> {
         let connection = self.connections.at_mut(key)?;
         connection.read_due = false;
+        let Place::Socket(socket) = connection.place else { return None };
+        if connection.parked {
+            connection.read_later = true;
+            return None;
+        }
         buffer[..connection.inbox.len()].copy_from_slice(&connection.inbox);
-        Some((connection.socket, connection.at_end))
+        Some((socket, connection.at_end))
     }
 
     /// Bytes of a connection: its inbox, then `fresh` new ones. Handles all complete frames and
@@ -221,7 +253,9 @@ impl Core {
     pub fn handle_bytes(&mut self, key: Key, bytes: &[u8], fresh: usize, now: Now) {
         self.stats.bytes_in += fresh as u64;
         let Some(connection) = self.connections.at_mut(key) else { return };
-        connection.heard = now.mono;
+        if fresh > 0 {
+            connection.heard = now.mono;
+        }
         // Until the hello is there, preamble and hello count as one frame.
         if connection.stage == Stage::Open && connection.inbox.is_empty() {
             connection.frame_began = now.mono;
@@ -242,7 +276,7 @@ impl Core {
     }
 
     /// Handles frame after frame. Returns the bytes used.
-    fn handle_frames(&mut self, key: Key, bytes: &[u8]) -> usize {
+    pub fn handle_frames(&mut self, key: Key, bytes: &[u8]) -> usize {
         let mut at = 0;
         while let Some(connection) = self.connections.at_mut(key) {
             let rest = &bytes[at..];
@@ -250,7 +284,7 @@ impl Core {
             if matches!(connection.stage, Stage::Closing(_)) {
                 return bytes.len();
             }
-            if connection.out.unsent_bytes() > UNSENT_BYTES_MAX {
+            if connection.own_unsent_bytes() > UNSENT_BYTES_MAX {
                 // One read can ask for far more than it brings; what it asked for so far is all
                 // that it may hold, and it is not answered by halves.
                 connection.stage = Stage::Closing(self.now.mono);
@@ -284,7 +318,16 @@ impl Core {
                 }
                 break;
             }
-            self.handle_frame(key, &header, &rest[FRAME_HEADER_BYTES..end]);
+            let payload = &rest[FRAME_HEADER_BYTES..end];
+            let route = match self.post {
+                Some(_) => self.route(key, &header, payload),
+                None => Route::Here,
+            };
+            match route {
+                Route::Here => self.handle_frame(key, &header, payload),
+                Route::Done => {}
+                Route::Wait => break,
+            }
             at += end;
         }
         at
@@ -313,12 +356,12 @@ impl Core {
     }
 
     /// The connection to flush next, in the order in which they got something to send.
-    pub fn poll_flush(&mut self) -> Option<(Key, Socket)> {
+    pub fn poll_flush(&mut self) -> Option<(Key, Place)> {
         while let Some(&key) = self.flush_list.get(self.flushing) {
             self.flushing += 1;
             if let Some(connection) = self.connections.at_mut(key) {
                 connection.flush_due = false;
-                return Some((key, connection.socket));
+                return Some((key, connection.place));
             }
         }
         self.flush_list.clear();
@@ -332,6 +375,7 @@ impl Core {
 
     /// A flush ended so. True if the connection has to be closed.
     pub fn handle_flushed(&mut self, key: Key, flushed: Flushed, now: Now) -> bool {
+        self.note_sent(key);
         let Some(connection) = self.connections.at_mut(key) else { return false };
         let progress = match flushed {
             Flushed::Failed => return true,
@@ -346,7 +390,7 @@ impl Core {
             Flushed::Part(0) => connection.stalled_since.or(Some(now.mono)),
             Flushed::Part(_) => Some(now.mono),
         };
-        if connection.out.unsent_bytes() > UNSENT_BYTES_MAX {
+        if connection.own_unsent_bytes() > UNSENT_BYTES_MAX {
             self.stats.protocol_errors += 1;
             return true;
         }
@@ -359,7 +403,7 @@ impl Core {
     }
 
     /// The connection's consumers were passed over while it was full: their turn again.
-    fn wake_consumers(&mut self, key: Key) {
+    pub(super) fn wake_consumers(&mut self, key: Key) {
         let Some(connection) = self.connections.at(key) else { return };
         for &(_, target) in connection.handles() {
             if let Target::Consumer { queue, consumer } = target
@@ -412,10 +456,20 @@ impl Core {
         self.close_handles(key);
         let connection = self.connections.remove(key)?;
         self.memory.budget.release(Account::Connections, connection.charged_bytes);
-        Some(connection.socket)
+        match connection.place {
+            Place::Socket(socket) => {
+                self.forget_connection();
+                Some(socket)
+            }
+            Place::Shard { shard, connection } => {
+                self.end_remote(shard, connection);
+                None
+            }
+        }
     }
 
-    fn close_handles(&mut self, key: Key) {
+    pub(super) fn close_handles(&mut self, key: Key) {
+        self.hang_up(key);
         // Consumers of one queue in one go: the last of them leaves what they had to the others.
         for _ in 0..HANDLES_MAX {
             let Some(connection) = self.connections.at_mut(key) else { return };
@@ -459,8 +513,10 @@ impl Core {
             deadline_ms: self.config.drain_timeout_ms as u32,
         });
         for key in self.connections.keys() {
+            // What is elsewhere is told there.
             if let Some(connection) = self.connections.at_mut(key)
                 && connection.stage == Stage::Open
+                && matches!(connection.place, Place::Socket(_))
             {
                 connection.send_answer(&body, 0, 0);
             }
@@ -472,7 +528,7 @@ impl Core {
     pub fn is_drained(&mut self, now: Now) -> bool {
         let Some((since, until)) = self.draining else { return false };
         if now.mono >= until {
-            return true;
+            return self.post.as_ref().is_none_or(|post| post.may_end(false, true));
         }
         if now.mono < since.plus_ms(DRAIN_GRACE_MS) {
             self.deadlines.arm(since.plus_ms(DRAIN_GRACE_MS), Timer::Drain);
@@ -481,7 +537,11 @@ impl Core {
         let quiet = self.to_confirm.is_empty()
             && self.connections.iter().all(|(_, c)| c.out.unsent_bytes() == 0)
             && self.queues.iter().all(|(_, slot)| slot.queue.in_flight() == 0);
-        quiet && !self.has_work()
+        let quiet = quiet && !self.has_work() && self.parked.is_empty();
+        match &self.post {
+            Some(post) => post.may_end(quiet && post.is_idle(), false),
+            None => quiet,
+        }
     }
 
     /// Free slabs go back to the system while little is held.
@@ -523,7 +583,10 @@ impl Core {
     fn skips(&mut self, key: Key, header: &FrameHeader, body: &[u8]) -> bool {
         let bytes = header.payload_bytes as usize;
         let is_publish = header.opcode == Opcode::Publish as u8;
-        if !is_publish || bytes as u64 <= self.memory.budget.free_for_leases() {
+        let abroad = self.connections.at(key).and_then(|c| c.abroad(header.handle));
+        let fits = bytes as u64 <= self.memory.budget.free_for_leases();
+        // What is for another shard is refused there; here it is bounded by the frame.
+        if !is_publish || fits || abroad.is_some() {
             return false;
         }
         let front_bytes = crate::limits::BATCH_HEADER_BYTES + crate::limits::RECORD_HEADER_BYTES;

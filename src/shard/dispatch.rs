@@ -60,6 +60,11 @@ impl Core {
 
     /// Sends an error frame.
     pub fn send_error_body(&mut self, key: Key, handle: u32, correlation: u32, body: wire::ErrorT) {
+        let header = FrameHeader { correlation, ..FrameHeader::new(Opcode::Error, handle, 0) };
+        let encode = || Answer::Error(body.clone()).encode();
+        if correlation != 0 && self.gather_own(key, Opcode::Error, &header, encode) {
+            return;
+        }
         if let Some(connection) = self.connections.at_mut(key) {
             connection.send_answer(&Answer::Error(body), handle, correlation);
         }
@@ -68,6 +73,9 @@ impl Core {
 
     /// Sends an answer.
     pub fn answer(&mut self, key: Key, header: &FrameHeader, answer: &Answer) {
+        if self.gather_own(key, answer.opcode(), header, || answer.encode()) {
+            return;
+        }
         if let Some(connection) = self.connections.at_mut(key) {
             connection.send_answer(answer, header.handle, header.correlation);
         }
@@ -180,13 +188,19 @@ impl Core {
             Some((handle, code, text)) => {
                 self.send_error_body(key, handle, header.correlation, error_body(code, &text));
             }
-            None => {
-                if let Some(connection) = self.connections.at_mut(key) {
-                    connection.send(Opcode::AckDone, 0, header.correlation, &done.encode());
-                }
-                self.flush_later(key);
-            }
+            None => self.end_ranges(key, header, done),
         }
+    }
+
+    /// Answers an ack, or whatever else is answered by ACK_DONE.
+    fn end_ranges(&mut self, key: Key, header: &FrameHeader, done: AckDone) {
+        if self.gather_own(key, Opcode::AckDone, header, || done.encode().to_vec()) {
+            return;
+        }
+        if let Some(connection) = self.connections.at_mut(key) {
+            connection.send(Opcode::AckDone, 0, header.correlation, &done.encode());
+        }
+        self.flush_later(key);
     }
 
     fn ack_range(&mut self, key: Key, range: &AckRange) -> Result<(u64, u64), (ErrorCode, String)> {

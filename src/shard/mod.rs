@@ -9,25 +9,36 @@
 pub mod connection;
 mod control;
 mod core;
+mod crossing;
 mod deliver;
 mod dispatch;
+mod gather;
 pub mod mailbox;
 pub mod outbound;
+pub mod post;
+mod remote;
+pub mod router;
 mod timers;
 
 #[cfg(test)]
 mod tests;
 
 use crate::base::chunk_pool::{PoolShape, SlabSource};
+use crate::base::mailbox::Ring;
 use crate::base::slot_map::Key;
 use crate::base::time::Now;
-use crate::io::{Accepted, Clock, Disk, Net, NetEvent, ReadOutcome, World};
+use crate::io::{Accepted, Clock, Disk, Net, NetEvent, ReadOutcome, Socket, World};
 use crate::limits;
 use crate::queue::Queue;
+use crate::queue::memory::Budget;
+use crate::shard::connection::Place;
 use crate::shard::core::Core;
 use mailbox::{Command, Commands};
+use post::{Office, Post};
+use remote::Session;
 use std::io::IoSlice;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a shard is told at its start; validated by `config.rs`.
@@ -104,6 +115,21 @@ pub enum Status {
     Stopped,
 }
 
+/// A connection on its way to another shard.
+pub struct Adopted<W: World> {
+    detached: <W::Net as Net>::Detached,
+    session: Session,
+}
+
+/// Where connections wait for the shard that they move to: from shard `a` to shard `b`, number
+/// `a * shards + b`.
+pub type Adoptions<W> = Arc<Vec<Ring<Adopted<W>>>>;
+
+/// Empty rings for so many shards.
+pub fn adoptions<W: World>(shards: u32, capacity: usize) -> Adoptions<W> {
+    Arc::new((0..shards * shards).map(|_| Ring::new(capacity)).collect())
+}
+
 /// See the module.
 pub struct Shard<W: World> {
     net: W::Net,
@@ -123,6 +149,9 @@ pub struct Shard<W: World> {
     buffer: Vec<u8>,
     read_bytes: usize,
     busy_poll: bool,
+    /// How long the next poll may wait.
+    wait: Option<Duration>,
+    adoptions: Option<Adoptions<W>>,
 }
 
 impl<W: World> Shard<W> {
@@ -151,7 +180,20 @@ impl<W: World> Shard<W> {
             buffer: vec![0; frame_bytes + read_bytes],
             read_bytes,
             busy_poll,
+            wait: Some(Duration::ZERO),
+            adoptions: None,
         }
+    }
+
+    /// Makes it one of several shards; before the first tick. `wake` makes the poll of another
+    /// shard return.
+    pub fn join(&mut self, office: Arc<Office>, adoptions: Adoptions<W>, wake: Box<dyn Fn(usize)>) {
+        let config = &self.core.config;
+        let (own, common) = (config.shard as usize, Arc::clone(office.budget()));
+        let reserve_bytes = config.memory_reserve_bytes;
+        let budget = Budget::shared(config.memory_limit_bytes, reserve_bytes, common);
+        self.core.join(Post::new(own, office, wake), budget);
+        self.adoptions = Some(adoptions);
     }
 
     /// One pass. Blocks only in [`Net::poll`], and there not while anything is left to do.
@@ -159,14 +201,15 @@ impl<W: World> Shard<W> {
     /// # Errors
     /// If the system's poller fails, which ends the shard.
     pub fn tick(&mut self) -> std::io::Result<Status> {
-        let timeout = self.timeout();
-        self.net.poll(timeout, &mut self.events)?;
+        self.net.poll(self.wait, &mut self.events)?;
         let now = self.clock.now();
         self.core.begin_tick(now);
         self.sort_events();
         self.complete_disk();
+        self.exchange(now);
         self.accept(now);
         self.read(now);
+        self.hand_over();
         while let Some(Command::Drain) = self.commands.pop() {
             self.net.stop_listening();
             self.core.drain(now);
@@ -176,7 +219,18 @@ impl<W: World> Shard<W> {
         self.core.unblock();
         self.core.confirm();
         self.flush(now);
-        Ok(if self.core.is_drained(now) { self.stop() } else { Status::Running })
+        self.core.send_mail();
+        if self.core.is_drained(now) {
+            return Ok(self.stop());
+        }
+        self.wait = self.next_wait();
+        Ok(Status::Running)
+    }
+
+    /// How long the next tick may wait for something to do; `None`: until it is woken. Others have
+    /// been told that this shard sleeps, unless it is no time at all.
+    pub fn wait(&self) -> Option<Duration> {
+        self.wait
     }
 
     /// The seam, for the simulator.
@@ -194,11 +248,82 @@ impl<W: World> Shard<W> {
         self.core.budget()
     }
 
-    fn timeout(&self) -> Option<Duration> {
+    fn next_wait(&self) -> Option<Duration> {
         if self.busy_poll || self.acceptable || !self.readable.is_empty() || self.core.has_work() {
             return Some(Duration::ZERO);
         }
+        if let Some(post) = &self.core.post {
+            // Once it has said that it sleeps, it looks again.
+            let (own, shards) = (post.own(), post.shards());
+            if !post.lie_down() || self.adoptions_to(own, shards).any(|ring| !ring.is_empty()) {
+                post.rise();
+                return Some(Duration::ZERO);
+            }
+        }
         self.core.next_deadline()
+    }
+
+    /// The rings that lead to this shard.
+    fn adoptions_to(&self, own: usize, shards: usize) -> impl Iterator<Item = &Ring<Adopted<W>>> {
+        let rings = self.adoptions.iter().flat_map(|rings| rings.iter());
+        rings.skip(own).step_by(shards)
+    }
+
+    /// What other shards have sent, then what had to wait for it.
+    fn exchange(&mut self, now: Now) {
+        if self.core.post.is_none() {
+            return;
+        }
+        self.core.receive_mail();
+        self.adopt(now);
+        self.readable.extend(self.core.unpark(now));
+    }
+
+    fn adopt(&mut self, now: Now) {
+        let Some(rings) = self.adoptions.clone() else { return };
+        let Some(post) = &self.core.post else { return };
+        let (own, shards) = (post.own(), post.shards());
+        for from in post.others() {
+            let ring = &rings[from * shards + own];
+            let mut taken = 0;
+            while taken < limits::ADOPTIONS_MAX
+                && let Some(Adopted { detached, session }) = ring.pop()
+            {
+                taken += 1;
+                let Some(socket) = self.net.adopt(detached) else {
+                    self.core.forget_connection();
+                    continue;
+                };
+                let key = self.core.handle_adopted(socket, session, now);
+                self.settle_in(socket, key);
+            }
+        }
+    }
+
+    /// Connections that named a queue of another shard go there, before anything else of theirs.
+    fn hand_over(&mut self) {
+        let Some(rings) = &self.adoptions else { return };
+        while let Some((key, to)) = self.core.poll_leaving() {
+            let Some(post) = &self.core.post else { return };
+            let (own, shards) = (post.own(), post.shards());
+            let ring = &rings[own * shards + to];
+            if ring.is_full() {
+                self.core.stay_for_now(key);
+                continue;
+            }
+            let Some((socket, session)) = self.core.take_leaving(key) else { continue };
+            self.sockets[socket.0 as usize] = None;
+            let Some(detached) = self.net.release(socket) else {
+                self.core.forget_connection();
+                continue;
+            };
+            // This shard alone fills the ring: there is room.
+            let sent = ring.push(Adopted { detached, session });
+            debug_assert!(sent.is_ok());
+            if let Some(post) = &self.core.post {
+                post.ring_bell(to);
+            }
+        }
     }
 
     fn sort_events(&mut self) {
@@ -235,20 +360,8 @@ impl<W: World> Shard<W> {
             }
             match self.net.accept() {
                 Accepted::Socket(socket, _) => {
-                    let index = socket.0 as usize;
-                    if self.sockets.len() <= index {
-                        self.sockets.resize(index + 1, None);
-                    }
-                    self.sockets[index] = self.core.handle_connected(socket, now);
-                    match self.sockets[index] {
-                        // What the client sent at once may be there already.
-                        Some(key) => self.readable.extend(self.core.note_readable(key, false)),
-                        None => {
-                            // A fresh socket has room for it; if not, the close says enough.
-                            self.net.write(socket, &[IoSlice::new(&self.core.refusal())]);
-                            self.net.close(socket);
-                        }
-                    }
+                    let key = self.core.handle_connected(socket, now);
+                    self.settle_in(socket, key);
                 }
                 Accepted::Shed { closed_one } => {
                     self.core.stats.connections_shed += u64::from(closed_one);
@@ -263,6 +376,24 @@ impl<W: World> Shard<W> {
             // Not this or that connection: the listener itself. Look again later, do not spin.
             self.acceptable = false;
             self.core.retry_accept(now);
+        }
+    }
+
+    /// A socket has its connection, or there is no room for one.
+    fn settle_in(&mut self, socket: Socket, key: Option<Key>) {
+        let index = socket.0 as usize;
+        if self.sockets.len() <= index {
+            self.sockets.resize(index + 1, None);
+        }
+        self.sockets[index] = key;
+        match key {
+            // What the client sent at once may be there already.
+            Some(key) => self.readable.extend(self.core.note_readable(key, false)),
+            None => {
+                // A fresh socket has room for it; if not, the close says enough.
+                self.net.write(socket, &[IoSlice::new(&self.core.refusal())]);
+                self.net.close(socket);
+            }
         }
     }
 
@@ -300,7 +431,16 @@ impl<W: World> Shard<W> {
     }
 
     fn flush(&mut self, now: Now) {
-        while let Some((key, socket)) = self.core.poll_flush() {
+        while let Some((key, place)) = self.core.poll_flush() {
+            let socket = match place {
+                Place::Socket(socket) => socket,
+                Place::Shard { shard, connection } => {
+                    if self.core.send_replies(key, shard, connection) {
+                        self.close(key);
+                    }
+                    continue;
+                }
+            };
             let Some(out) = self.core.outbound(key) else { continue };
             let waiting = out.unsent_bytes();
             let flushed = out.flush(&mut self.net, socket);

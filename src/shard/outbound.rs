@@ -52,13 +52,33 @@ pub enum Flushed {
 pub struct Outbound {
     bytes: Vec<u8>,
     pieces: Vec<Piece>,
-    unsent_bytes: usize,
+    /// Of `pieces`.
+    queued_bytes: usize,
+    /// Left for the shard that has the socket, which has not said yet that they went on.
+    transit_bytes: usize,
+    /// Of everything that was ever put in.
+    pushed_total: u64,
 }
 
 impl Outbound {
-    /// Bytes waiting.
+    /// Bytes that no socket has taken.
     pub fn unsent_bytes(&self) -> usize {
-        self.unsent_bytes
+        self.queued_bytes + self.transit_bytes
+    }
+
+    /// Of these, bytes that wait here.
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes
+    }
+
+    /// All bytes that were ever put in.
+    pub fn pushed_total(&self) -> u64 {
+        self.pushed_total
+    }
+
+    /// All bytes that ever left.
+    pub fn sent_total(&self) -> u64 {
+        self.pushed_total - self.queued_bytes as u64
     }
 
     /// Memory that it holds.
@@ -68,8 +88,8 @@ impl Outbound {
 
     /// Gives memory back, if nothing waits.
     pub fn shrink(&mut self) {
-        if self.unsent_bytes == 0 {
-            *self = Outbound::default();
+        if self.unsent_bytes() == 0 {
+            *self = Outbound { pushed_total: self.pushed_total, ..Outbound::default() };
         }
     }
 
@@ -77,7 +97,8 @@ impl Outbound {
     pub fn push(&mut self, bytes: &[u8]) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
-        self.unsent_bytes += bytes.len();
+        self.queued_bytes += bytes.len();
+        self.pushed_total += bytes.len() as u64;
         match self.pieces.last_mut() {
             Some(Piece::Own(range)) if range.end == start => range.end = self.bytes.len(),
             _ => self.pieces.push(Piece::Own(start..self.bytes.len())),
@@ -89,7 +110,8 @@ impl Outbound {
         if range.len() < COPY_BYTES_MAX {
             return self.push(chunk.slice(range));
         }
-        self.unsent_bytes += range.len();
+        self.queued_bytes += range.len();
+        self.pushed_total += range.len() as u64;
         self.pieces.push(Piece::Chunk(chunk.clone(), range));
     }
 
@@ -117,7 +139,7 @@ impl Outbound {
                 break;
             }
         }
-        self.unsent_bytes -= sent;
+        self.queued_bytes -= sent;
         if done == self.pieces.len() {
             self.pieces.clear();
             self.bytes.clear();
@@ -125,6 +147,31 @@ impl Outbound {
         }
         self.keep_from(done, offset);
         Flushed::Part(sent)
+    }
+
+    /// Puts everything behind `into`, for the shard that has the socket, and lets go of all chunks.
+    pub fn depart(&mut self, into: &mut Vec<u8>) {
+        into.reserve(self.queued_bytes);
+        for piece in &self.pieces {
+            into.extend_from_slice(piece.bytes(&self.bytes));
+        }
+        self.transit_bytes += self.queued_bytes;
+        self.queued_bytes = 0;
+        self.pieces.clear();
+        self.bytes.clear();
+    }
+
+    /// So many bytes that departed have been sent on.
+    pub fn note_landed(&mut self, bytes: usize) {
+        debug_assert!(bytes <= self.transit_bytes);
+        self.transit_bytes = self.transit_bytes.saturating_sub(bytes);
+    }
+
+    /// Copies what is part of a chunk, for a wait.
+    pub fn keep(&mut self) {
+        if self.pieces.iter().any(|piece| matches!(piece, Piece::Chunk(..))) {
+            self.keep_from(0, 0);
+        }
     }
 
     /// One gathered write of up to `N` pieces. Gives the bytes offered and the outcome.
@@ -147,11 +194,11 @@ impl Outbound {
     }
 
     fn keep_from(&mut self, done: usize, offset: usize) {
-        let mut kept = Vec::with_capacity(self.unsent_bytes);
+        let mut kept = Vec::with_capacity(self.queued_bytes);
         for (nth, piece) in self.pieces[done..].iter().enumerate() {
             kept.extend_from_slice(&piece.bytes(&self.bytes)[if nth == 0 { offset } else { 0 }..]);
         }
-        debug_assert_eq!(kept.len(), self.unsent_bytes);
+        debug_assert_eq!(kept.len(), self.queued_bytes);
         self.bytes = kept;
         self.pieces.clear();
         self.pieces.push(Piece::Own(0..self.bytes.len()));

@@ -4,6 +4,7 @@
 mod bounds;
 mod large;
 mod limits_hold;
+mod shards;
 
 use super::core::Core;
 use super::*;

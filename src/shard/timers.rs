@@ -19,6 +19,8 @@ pub(super) enum Timer {
     Accept,
     /// Look whether the drain is over.
     Drain,
+    /// Try again to move connections.
+    Move,
     /// Give free memory back.
     Shrink,
 }
@@ -59,7 +61,7 @@ impl Core {
                     self.deadlines.arm(now.mono.plus_ms(SHRINK_MS), Timer::Shrink);
                 }
                 // These only end the wait; the tick looks for itself.
-                Timer::Accept | Timer::Drain => {}
+                Timer::Accept | Timer::Drain | Timer::Move => {}
             }
         }
     }
@@ -87,11 +89,14 @@ impl Core {
         let stalled = connection
             .stalled_since
             .is_some_and(|since| now.ms_since(since) >= config.stall_timeout_ms);
-        let unfinished = !connection.inbox.is_empty() || connection.skip_bytes > 0;
+        let unfinished =
+            !connection.parked && (!connection.inbox.is_empty() || connection.skip_bytes > 0);
         let slow_frame =
             unfinished && now.ms_since(connection.frame_began) >= config.frame_timeout_ms;
         let heartbeat_ms = u64::from(connection.heartbeat_ms);
-        let silent = heartbeat_ms > 0 && now.ms_since(connection.heard) >= 2 * heartbeat_ms;
+        let silent = heartbeat_ms > 0
+            && !connection.parked
+            && now.ms_since(connection.heard) >= 2 * heartbeat_ms;
         match connection.stage {
             Stage::Closing(at) => {
                 if at <= now {

@@ -1,0 +1,244 @@
+//! One answer made of several shards' answers: the ends of acks, nacks and extensions whose ranges
+//! were cut by shard, lists of queues, and the broker's figures.
+
+use crate::base::slot_map::Key;
+use crate::limits::LIST_COUNT_MAX;
+use crate::protocol::control::{Answer, Request};
+use crate::protocol::frame::{FrameHeader, Opcode};
+use crate::protocol::hot::AckDone;
+use crate::protocol::wire;
+use crate::shard::core::Core;
+
+/// What has come so far.
+enum Sum {
+    Ranges { done: AckDone, fault: Option<(u32, Vec<u8>)> },
+    Listing { count_max: usize, listing: wire::QueueListingT },
+    Stats(Box<wire::StatsT>),
+}
+
+/// An answer that waits for its parts.
+pub(super) struct Gather {
+    correlation: u32,
+    handle: u32,
+    /// Bit per shard that has not answered.
+    waiting: u32,
+    sum: Sum,
+}
+
+impl Gather {
+    /// Of ranges that were cut for the shards of these bits.
+    pub fn ranges(correlation: u32, shards: u32) -> Gather {
+        let sum = Sum::Ranges { done: AckDone::default(), fault: None };
+        Gather { correlation, handle: 0, waiting: shards, sum }
+    }
+
+    /// Of a request that goes to all shards.
+    pub fn everywhere(request: &Request, header: &FrameHeader, shards: u32) -> Option<Gather> {
+        let sum = match request {
+            Request::QueueList(body) => Sum::Listing {
+                count_max: body.count_max.clamp(1, LIST_COUNT_MAX) as usize,
+                listing: wire::QueueListingT::default(),
+            },
+            Request::BrokerStats(_) => Sum::Stats(Box::default()),
+            _ => return None,
+        };
+        let waiting = u32::MAX >> (u32::BITS - shards);
+        Some(Gather { correlation: header.correlation, handle: header.handle, waiting, sum })
+    }
+
+    /// What it holds in memory.
+    pub fn memory_bytes(&self) -> usize {
+        let queues = match &self.sum {
+            Sum::Listing { listing, .. } => listing.queues.as_ref().map_or(0, Vec::len),
+            _ => 0,
+        };
+        size_of::<Gather>() + queues * size_of::<wire::QueueDescriptionT>()
+    }
+
+    /// Whether a frame with this opcode from this shard is a part of it.
+    fn takes(&self, shard: usize, opcode: Opcode, correlation: u32) -> bool {
+        let fits = match self.sum {
+            Sum::Ranges { .. } => matches!(opcode, Opcode::AckDone | Opcode::Error),
+            Sum::Listing { .. } => opcode == Opcode::QueueListing,
+            Sum::Stats(_) => opcode == Opcode::Stats,
+        };
+        fits && self.correlation == correlation && self.waiting & 1 << shard != 0
+    }
+
+    fn add(&mut self, shard: usize, opcode: Opcode, handle: u32, payload: &[u8]) {
+        self.waiting &= !(1 << shard);
+        match &mut self.sum {
+            Sum::Ranges { fault, .. } if opcode == Opcode::Error => {
+                fault.get_or_insert_with(|| (handle, payload.to_vec()));
+            }
+            Sum::Ranges { done, .. } => {
+                let part = AckDone::decode(payload).unwrap_or_default();
+                done.acked += part.acked;
+                done.late += part.late;
+            }
+            Sum::Listing { listing, .. } => {
+                if let Ok(Answer::QueueListing(part)) = Answer::decode(opcode, payload) {
+                    listing.more |= part.more;
+                    let queues = listing.queues.get_or_insert_default();
+                    queues.extend(part.queues.into_iter().flatten());
+                }
+            }
+            Sum::Stats(stats) => {
+                if let Ok(Answer::Stats(part)) = Answer::decode(opcode, payload) {
+                    add_stats(stats, part);
+                }
+            }
+        }
+    }
+
+    /// The whole answer: its opcode, handle and payload.
+    fn finish(self) -> (Opcode, u32, Vec<u8>) {
+        match self.sum {
+            Sum::Ranges { fault: Some((handle, error)), .. } => (Opcode::Error, handle, error),
+            Sum::Ranges { done, .. } => (Opcode::AckDone, 0, done.encode().to_vec()),
+            Sum::Listing { count_max, mut listing } => {
+                let queues = listing.queues.get_or_insert_default();
+                queues.sort_by(|left, right| left.name.cmp(&right.name));
+                listing.more |= queues.len() > count_max;
+                queues.truncate(count_max);
+                let answer = Answer::QueueListing(listing);
+                (answer.opcode(), self.handle, answer.encode())
+            }
+            Sum::Stats(stats) => {
+                let answer = Answer::Stats(*stats);
+                (answer.opcode(), self.handle, answer.encode())
+            }
+        }
+    }
+}
+
+/// Adds a shard's figures; what is the broker's is taken as it is.
+fn add_stats(sum: &mut wire::StatsT, part: wire::StatsT) {
+    sum.server_version = part.server_version;
+    sum.shards = part.shards;
+    sum.memory_limit_bytes = part.memory_limit_bytes;
+    sum.uptime_ms = sum.uptime_ms.max(part.uptime_ms);
+    sum.connections += part.connections;
+    sum.connections_accepted += part.connections_accepted;
+    sum.connections_shed += part.connections_shed;
+    sum.connections_refused += part.connections_refused;
+    sum.protocol_errors += part.protocol_errors;
+    sum.queues += part.queues;
+    sum.producers += part.producers;
+    sum.consumers += part.consumers;
+    sum.memory_used_bytes += part.memory_used_bytes;
+    sum.memory_chunk_bytes += part.memory_chunk_bytes;
+    sum.ready += part.ready;
+    sum.in_flight += part.in_flight;
+    sum.delayed += part.delayed;
+    sum.ticks += part.ticks;
+    sum.bytes_in += part.bytes_in;
+    sum.bytes_out += part.bytes_out;
+    sum.queues_blocked += part.queues_blocked;
+    sum.queues_deleted_messages += part.queues_deleted_messages;
+    sum.subscriptions += part.subscriptions;
+    sum.dead_lettering += part.dead_lettering;
+    sum.crossed_bytes += part.crossed_bytes;
+    let counters = sum.counters.get_or_insert_default();
+    let part = part.counters.unwrap_or_default();
+    counters.published += part.published;
+    counters.published_bytes += part.published_bytes;
+    counters.duplicates += part.duplicates;
+    counters.refused += part.refused;
+    counters.delivered += part.delivered;
+    counters.delivered_bytes += part.delivered_bytes;
+    counters.redelivered += part.redelivered;
+    counters.acked += part.acked;
+    counters.returned += part.returned;
+    counters.failed += part.failed;
+    counters.dead_lettered += part.dead_lettered;
+    counters.expired += part.expired;
+    counters.dropped_oldest += part.dropped_oldest;
+    counters.dropped_newest += part.dropped_newest;
+    counters.purged += part.purged;
+    counters.lost_damaged += part.lost_damaged;
+    counters.moved_in += part.moved_in;
+    counters.redriven += part.redriven;
+}
+
+impl Core {
+    /// Takes a frame that is about to be said to a client if it is a part of an answer that is
+    /// being gathered. The last part lets the answer go.
+    pub(super) fn gather(
+        &mut self,
+        key: Key,
+        shard: usize,
+        opcode: Opcode,
+        header: &FrameHeader,
+        payload: &[u8],
+    ) -> bool {
+        let Some(connection) = self.connections.at_mut(key) else { return false };
+        let Some(crossing) = &mut connection.crossing else { return false };
+        let correlation = header.correlation;
+        let mut gathers = crossing.gathers.iter_mut();
+        let found = gathers.position(|gather| gather.takes(shard, opcode, correlation));
+        let Some(nth) = found else { return false };
+        crossing.gathers[nth].add(shard, opcode, header.handle, payload);
+        if crossing.gathers[nth].waiting == 0 {
+            let (opcode, handle, payload) = crossing.gathers.remove(nth).finish();
+            connection.send(opcode, handle, correlation, &payload);
+            self.flush_later(key);
+        }
+        true
+    }
+
+    /// As [`Core::gather`], for this shard's own part.
+    #[inline]
+    pub(super) fn gather_own(
+        &mut self,
+        key: Key,
+        opcode: Opcode,
+        header: &FrameHeader,
+        payload: impl FnOnce() -> Vec<u8>,
+    ) -> bool {
+        let gathers = |c: &super::connection::Connection| {
+            c.crossing.as_ref().is_some_and(|crossing| !crossing.gathers.is_empty())
+        };
+        self.connections.at(key).is_some_and(gathers)
+            && self.gather(key, self.config.shard as usize, opcode, header, &payload())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(names: &[&str], more: bool) -> Vec<u8> {
+        let describe = |name: &&str| wire::QueueDescriptionT {
+            name: (*name).to_owned(),
+            ..wire::QueueDescriptionT::default()
+        };
+        let queues = Some(names.iter().map(describe).collect());
+        Answer::QueueListing(wire::QueueListingT { queues, more }).encode()
+    }
+
+    #[test]
+    fn a_list_is_in_order_and_no_longer_than_asked() {
+        let request = Request::QueueList(wire::QueueListT { count_max: 3, ..Default::default() });
+        let header = FrameHeader { correlation: 5, ..FrameHeader::default() };
+        let mut gather = Gather::everywhere(&request, &header, 2).unwrap();
+        assert!(gather.takes(1, Opcode::QueueListing, 5));
+        assert!(!gather.takes(1, Opcode::Error, 5) && !gather.takes(1, Opcode::QueueListing, 6));
+        gather.add(1, Opcode::QueueListing, 0, &listing(&["b", "d"], false));
+        assert!(!gather.takes(1, Opcode::QueueListing, 5));
+        gather.add(0, Opcode::QueueListing, 0, &listing(&["a", "c"], false));
+        assert_eq!(gather.waiting, 0);
+        let (opcode, _, payload) = gather.finish();
+        let Ok(Answer::QueueListing(all)) = Answer::decode(opcode, &payload) else { panic!() };
+        let names: Vec<_> = all.queues.unwrap().into_iter().map(|queue| queue.name).collect();
+        assert_eq!((names, all.more), (vec!["a".into(), "b".into(), "c".into()], true));
+    }
+
+    #[test]
+    fn one_fault_makes_the_answer_a_fault() {
+        let mut gather = Gather::ranges(5, 0b11);
+        gather.add(0, Opcode::AckDone, 0, &AckDone { acked: 1, late: 2 }.encode());
+        gather.add(1, Opcode::Error, 7, b"why");
+        assert_eq!(gather.finish(), (Opcode::Error, 7, b"why".to_vec()));
+    }
+}
