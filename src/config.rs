@@ -8,7 +8,7 @@
 use crate::base::units::{parse_bytes, parse_duration};
 use crate::limits::{
     FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS, MEMORY_LIMIT_BYTES_MIN, MESSAGE_BYTES_DEFAULT,
-    MESSAGE_BYTES_MAX, MESSAGE_MEMORY_SHARE, MIB, STALL_TIMEOUT_MS, TOKEN_BYTES_MAX,
+    MESSAGE_BYTES_MAX, MESSAGE_MEMORY_SHARE, MIB, SHARDS_MAX, STALL_TIMEOUT_MS, TOKEN_BYTES_MAX,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -88,7 +88,7 @@ pub struct Config {
     pub memory_limit_bytes: u64,
     /// Largest body.
     pub message_bytes_max: u64,
-    /// Threads that serve; 1 in this version.
+    /// Threads that serve.
     pub shards: u32,
     /// Core of each shard; empty: wherever the system puts them.
     pub pin: Vec<usize>,
@@ -254,8 +254,8 @@ impl Config {
     /// # Errors
     /// The first thing that is wrong.
     pub fn new(settings: &Settings, machine: Machine) -> Result<Config, ConfigError> {
-        let shards = settings.read("shards", |text| one_shard(text, machine))?.unwrap_or(1);
         let memory_limit_bytes = memory_limit(settings, machine)?;
+        let shards = shards(settings, memory_limit_bytes)?.unwrap_or(1);
         let listen = settings.read("listen", address)?;
         let config = Config {
             listen: match listen {
@@ -354,15 +354,23 @@ fn text_of(value: &toml::Value) -> Option<String> {
     }
 }
 
-fn one_shard(text: &str, machine: Machine) -> Result<u32, String> {
-    match text.parse::<u32>() {
-        Ok(1) => Ok(1),
-        Ok(shards) if shards > 1 => Err(format!(
-            "this version runs one shard, not {shards} (of {} usable cores): leave it out or say 1",
-            machine.cores
-        )),
-        _ => Err(format!("`{text}` is not a number of shards; this version runs one: say 1")),
-    }
+/// As many as asked, if memory is enough for them.
+fn shards(settings: &Settings, memory_limit_bytes: u64) -> Result<Option<u32>, ConfigError> {
+    let shard_bytes = MEMORY_LIMIT_BYTES_MIN as u64;
+    settings.read("shards", |text| match text.parse::<u32>() {
+        Ok(shards) if (1..=SHARDS_MAX).contains(&shards) => {
+            if u64::from(shards) * shard_bytes <= memory_limit_bytes {
+                return Ok(shards);
+            }
+            Err(format!(
+                "memory_limit {} is too little for {shards} shards, which need {} each: raise \
+                 memory_limit or lower shards",
+                exact_bytes(memory_limit_bytes),
+                exact_bytes(shard_bytes)
+            ))
+        }
+        _ => Err(format!("`{text}` is not a number of shards from 1 to {SHARDS_MAX}")),
+    })
 }
 
 /// Half of what there is, unless said.

@@ -68,7 +68,7 @@ fn a_data_dir_in_use_is_one_line_and_exit_code_2() {
 fn a_bad_option_is_one_line_and_exit_code_2() {
     for (flags, expected) in [
         (["--memory-limit", "1MiB"], "--memory-limit: 1MiB is too little"),
-        (["--shards", "2"], "--shards: this version runs one shard"),
+        (["--shards", "17"], "--shards: `17` is not a number of shards"),
         (["--listen", "0.0.0.0:0"], "--listen: 0.0.0.0:0 is open to other machines"),
         (["--config", "missing.toml"], "missing.toml"),
         (["--pin", "1023"], "cannot pin a shard to core 1023"),

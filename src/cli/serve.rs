@@ -32,11 +32,12 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE")]
     message_bytes_max: Option<String>,
 
-    /// Threads that serve; this version runs one [default: 1]
+    /// Threads that serve, each with connections and queues of its own [default: 1]
     #[arg(long, value_name = "N")]
     shards: Option<String>,
 
-    /// Core of each shard, such as 0 or 0,1 [default: where the system puts them]
+    /// Core of each shard, such as 0 or 0,1 [default: one each if there are as many, else where the
+    /// system puts them]
     #[arg(long, value_name = "CORES")]
     pin: Option<String>,
 

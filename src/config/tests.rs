@@ -157,7 +157,7 @@ fn refusals_name_the_setting_as_its_source_does() {
     for (key, text, expected) in [
         ("memory_limit", "1MiB", "--memory-limit: 1MiB is too little"),
         ("memory_limit", "lots", "--memory-limit: `lots`"),
-        ("shards", "2", "--shards: this version runs one shard, not 2"),
+        ("shards", "17", "--shards: `17` is not a number of shards from 1 to 16"),
         ("shards", "0", "--shards: `0`"),
         ("pin", "a", "--pin: `a`"),
         ("listen", "7440", "--listen: `7440`"),

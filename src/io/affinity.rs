@@ -1,8 +1,15 @@
 //! Which cores there are for us, and pinning a thread to one.
 
-/// Cores that this process may use, by affinity and cgroup quota; at least 1.
+/// How many cores this process may use, by affinity and by the quota of its cgroup (`cpu.max`, or
+/// `cpu.cfs_quota_us` of version 1), rounded down; at least 1.
 pub fn cores_usable() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The cores that this process may run on, whatever its quota; none if the system does not say.
+pub fn cores() -> Vec<usize> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    cores.into_iter().map(|core| core.id).collect()
 }
 
 /// The core is not there, or not for us.

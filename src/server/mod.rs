@@ -1,32 +1,28 @@
 //! L3: from a configuration to a running broker, and back to nothing.
 //!
-//! [`run`] takes what must be had alone (data directory, address), starts the shard on a thread of
-//! its own, says on standard output that it is ready, and returns when the broker has drained.
+//! [`run`] takes what must be had alone (data directory, address), starts the shards on threads of
+//! their own, says on standard output that it is ready, and returns when the broker has drained.
 
 pub mod signals;
+mod threads;
 
 use crate::config::{Config, ConfigError, LogLevel, Machine, Settings};
 use crate::io::affinity::{self, PinError};
-use crate::io::clock::SystemClock;
-use crate::io::memory::MappedSlabs;
 use crate::io::mio_net::MioNet;
 use crate::io::process::{self, DataDir, DataDirError};
-use crate::io::thread_disk::{ThreadDisk, ThreadDiskShape};
-use crate::io::{RealWorld, World};
-use crate::shard::mailbox::{self, Commands};
-use crate::shard::{Shard, ShardConfig, Status};
+use crate::shard::ShardConfig;
+use crate::shard::mailbox;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 use tracing::level_filters::LevelFilter;
 
-/// For connections that were just closed to take the last bytes, at the very end.
-const FINISH_MS: u64 = 500;
 /// Files that are open beside connections: listener, poller, standard streams, data.
 /// Beside them a few that were just closed may linger.
 const FILES_BESIDE_CONNECTIONS: u64 = 64;
+/// Of each shard but the first: listener, poller, waker, spare, data.
+const FILES_PER_SHARD: u64 = 8;
 
 /// Why the broker did not start, or ended. Each is one line.
 #[derive(Debug, thiserror::Error)]
@@ -58,15 +54,15 @@ pub enum ServeError {
     #[error("the broker ended: {0}")]
     Ended(std::io::Error),
     /// A shard panicked; the panic said where.
-    #[error("the broker ended by a fault of its own")]
-    Fault,
+    #[error("the broker ended by a fault of its own: shard {0} panicked")]
+    Fault(usize),
 }
 
 impl ServeError {
     /// What the process should exit with: 2 when it did not start, 1 when it failed running.
     pub fn exit_code(&self) -> u8 {
         match self {
-            ServeError::Ended(_) | ServeError::Fault => 1,
+            ServeError::Ended(_) | ServeError::Fault(_) => 1,
             _ => 2,
         }
     }
@@ -94,7 +90,13 @@ pub fn configuration(flags: Settings, file: Option<&Path>) -> Result<Config, Ser
     let settings = flags.over(Settings::from_environment(variables)).over(from_file);
     let machine =
         Machine { memory_bytes: process::memory_bytes(), cores: affinity::cores_usable() };
-    Ok(Config::new(&settings, machine)?)
+    let mut config = Config::new(&settings, machine)?;
+    // As many shards as cores, all of them for us: one each.
+    let cores = affinity::cores();
+    if config.pin.is_empty() && config.shards > 1 && cores.len() == config.shards as usize {
+        config.pin = cores;
+    }
+    Ok(config)
 }
 
 /// Serves until SIGTERM or SIGINT and the drain that follows.
@@ -105,57 +107,29 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     start_log(config.log);
     let data_dir = DataDir::lock(&config.data_dir)?;
     let files = process::raise_open_files();
-    let net = MioNet::bind(config.listen).map_err(|error| match error.kind() {
+    let shards = config.shards as usize;
+    let nets = MioNet::bind_many(config.listen, shards).map_err(|error| match error.kind() {
         ErrorKind::AddrInUse => ServeError::AddressInUse(config.listen),
         _ => ServeError::Listen { address: config.listen, error },
     })?;
-    let address = net.address().map_err(ServeError::Start)?;
-    let commands = mailbox::commands();
-    let signals = signals::watch(Arc::clone(&commands), net.waker()).map_err(ServeError::Start)?;
+    let address = nets[0].address().map_err(ServeError::Start)?;
+    let commands: Vec<_> = nets.iter().map(|_| mailbox::commands()).collect();
+    let told = commands.iter().map(Arc::clone).zip(nets.iter().map(MioNet::waker)).collect();
+    let signals = signals::watch(told).map_err(ServeError::Start)?;
     let mut config = config.clone();
-    config.connections_max = config.connections_max.min(connections_by_files(files));
+    config.connections_max = config.connections_max.min(connections_by_files(files, config.shards));
     log_start(&config, files);
-    let thread = std::thread::Builder::new().name("shard-0".to_owned());
-    let shard = thread
-        .spawn(move || serve(&config, data_dir.path(), net, commands, address))
-        .map_err(ServeError::Start)?;
-    let outcome = shard.join().unwrap_or(Err(ServeError::Fault));
+    let threads = threads::start(&config, data_dir.path(), nets, &commands)?;
+    say_ready(address);
+    let outcome = threads.join();
     signals.end();
     outcome
 }
 
-/// The life of the shard's thread.
-fn serve(
-    config: &Config,
-    data_dir: &Path,
-    net: <RealWorld as World>::Net,
-    commands: Commands,
-    address: SocketAddr,
-) -> Result<(), ServeError> {
-    let waker = net.waker();
-    let wake_up = Arc::new(move || waker.wake());
-    let disk = ThreadDisk::new(data_dir, ThreadDiskShape::default(), wake_up);
-    if let Some(core) = config.pin.first() {
-        affinity::pin(*core)?;
-    }
-    let mut shard = Shard::<RealWorld>::new(
-        shard_config(config),
-        net,
-        disk,
-        SystemClock::default(),
-        Rc::new(MappedSlabs),
-        commands,
-    );
-    say_ready(address);
-    while shard.tick().map_err(ServeError::Ended)? == Status::Running {}
-    tracing::info!("drained");
-    shard.world().0.finish(FINISH_MS);
-    Ok(())
-}
-
-fn shard_config(config: &Config) -> ShardConfig {
+fn shard_config(config: &Config, nth: usize) -> ShardConfig {
     let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     ShardConfig {
+        shard: nth as u32,
         shards: config.shards,
         message_bytes_max: config.message_bytes_max,
         connections_max: config.connections_max,
@@ -170,8 +144,9 @@ fn shard_config(config: &Config) -> ShardConfig {
 }
 
 /// A connection that is refused by its limit is told so; one that finds no file is not.
-fn connections_by_files(files: u64) -> u32 {
-    let left = files.saturating_sub(FILES_BESIDE_CONNECTIONS).max(files / 2);
+fn connections_by_files(files: u64, shards: u32) -> u32 {
+    let beside = FILES_BESIDE_CONNECTIONS + FILES_PER_SHARD * u64::from(shards - 1);
+    let left = files.saturating_sub(beside).max(files / 2);
     u32::try_from(left).unwrap_or(u32::MAX)
 }
 

@@ -17,7 +17,7 @@ pub struct SignalThread {
 ///
 /// # Errors
 /// If the system refuses the signals or the thread.
-pub fn watch(commands: Commands, waker: NetWaker) -> std::io::Result<SignalThread> {
+pub fn watch(shards: Vec<(Commands, NetWaker)>) -> std::io::Result<SignalThread> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let handle = signals.handle();
     let thread = std::thread::Builder::new().name("signals".to_owned());
@@ -30,9 +30,11 @@ pub fn watch(commands: Commands, waker: NetWaker) -> std::io::Result<SignalThrea
             }
             draining = true;
             tracing::info!(signal, "draining");
-            // A full mailbox holds a drain already.
-            let _ = commands.push(Command::Drain);
-            waker.wake();
+            for (commands, waker) in &shards {
+                // A full mailbox holds a drain already.
+                let _ = commands.push(Command::Drain);
+                waker.wake();
+            }
         }
     })?;
     Ok(SignalThread { handle, thread })

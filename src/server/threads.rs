@@ -1,0 +1,170 @@
+//! The shards' threads: one for each, on a core of its own where there are as many, all started
+//! before anybody is told that the broker is ready, and all ended together. A shard that fails ends
+//! the broker: its queues are gone, and half a broker would go on as if they had never been.
+
+use crate::config::Config;
+use crate::io::affinity;
+use crate::io::clock::SystemClock;
+use crate::io::memory::MappedSlabs;
+use crate::io::mio_net::{MioNet, NetWaker};
+use crate::io::thread_disk::{ThreadDisk, ThreadDiskShape};
+use crate::io::{RealWorld, World};
+use crate::limits::{ADOPTIONS_MAX, MEMORY_GRANT_BYTES, MEMORY_RESERVE_BYTES};
+use crate::queue::memory::CommonBudget;
+use crate::server::{ServeError, shard_config};
+use crate::shard::mailbox::Commands;
+use crate::shard::post::{Office, PostShape};
+use crate::shard::{Adoptions, Shard, Status, adoptions};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+/// For connections that were just closed to take the last bytes, at the very end.
+const FINISH_MS: u64 = 500;
+
+/// What a shard's thread has to say.
+enum Word {
+    /// It is about to serve.
+    Started,
+    /// It has ended.
+    Ended(Result<(), ServeError>),
+}
+
+/// The threads that serve.
+pub struct Threads {
+    words: Receiver<(usize, Word)>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+/// What every shard needs of the others; nothing for a lone one.
+#[derive(Clone)]
+struct Neighbours {
+    office: Arc<Office>,
+    adoptions: Adoptions<RealWorld>,
+    wakers: Arc<Vec<NetWaker>>,
+}
+
+/// Starts a thread for each net. Returns when all of them serve.
+///
+/// # Errors
+/// If one of them cannot.
+pub fn start(
+    config: &Config,
+    data_dir: &Path,
+    nets: Vec<MioNet>,
+    commands: &[Commands],
+) -> Result<Threads, ServeError> {
+    let shards = config.shards;
+    let wakers = Arc::new(nets.iter().map(MioNet::waker).collect::<Vec<_>>());
+    let neighbours = (shards > 1).then(|| {
+        let (limit, reserve) = (config.memory_limit_bytes, MEMORY_RESERVE_BYTES as u64);
+        let common = CommonBudget::new(limit, reserve, shards, MEMORY_GRANT_BYTES as u64);
+        let office = Office::new(shards, PostShape::of(shards), common);
+        Neighbours { office, adoptions: adoptions::<RealWorld>(shards, ADOPTIONS_MAX), wakers }
+    });
+    // Two words from each, so nobody ever waits to be heard.
+    let (sender, words) = sync_channel(2 * nets.len());
+    let mut handles = Vec::with_capacity(nets.len());
+    for (nth, net) in nets.into_iter().enumerate() {
+        let thread = ShardThread {
+            nth,
+            config: config.clone(),
+            data_dir: data_dir.to_owned(),
+            net,
+            commands: Arc::clone(&commands[nth]),
+            neighbours: neighbours.clone(),
+        };
+        let mouth = Mouth { nth, sender: sender.clone(), outcome: Err(ServeError::Fault(nth)) };
+        let builder = std::thread::Builder::new().name(format!("shard-{nth}"));
+        let run = move || {
+            let mut mouth = mouth;
+            mouth.outcome = thread.serve(&mouth);
+            // Said here, or by a panic on its way out.
+            drop(mouth);
+        };
+        handles.push(builder.spawn(run).map_err(ServeError::Start)?);
+    }
+    let threads = Threads { words, handles };
+    for _ in 0..threads.handles.len() {
+        match threads.words.recv() {
+            Ok((_, Word::Started)) => {}
+            Ok((_, Word::Ended(outcome))) => outcome?,
+            Err(_) => return Err(ServeError::Fault(0)),
+        }
+    }
+    Ok(threads)
+}
+
+impl Threads {
+    /// Waits until all have ended, or one has failed.
+    ///
+    /// # Errors
+    /// Of the first that failed; the others may still run.
+    pub fn join(self) -> Result<(), ServeError> {
+        for _ in 0..self.handles.len() {
+            match self.words.recv() {
+                Ok((_, Word::Ended(outcome))) => outcome?,
+                Ok((nth, Word::Started)) => return Err(ServeError::Fault(nth)),
+                Err(_) => return Err(ServeError::Fault(0)),
+            }
+        }
+        // They have said that they are done; this waits for their stacks to be.
+        self.handles.into_iter().for_each(|handle| drop(handle.join()));
+        Ok(())
+    }
+}
+
+/// Speaks for a thread, and says how it ended even where it panics.
+struct Mouth {
+    nth: usize,
+    sender: SyncSender<(usize, Word)>,
+    outcome: Result<(), ServeError>,
+}
+
+impl Drop for Mouth {
+    fn drop(&mut self) {
+        let outcome = std::mem::replace(&mut self.outcome, Ok(()));
+        // Nobody hears it only where the broker has ended already.
+        let _ = self.sender.send((self.nth, Word::Ended(outcome)));
+    }
+}
+
+/// One shard's thread, before it runs.
+struct ShardThread {
+    nth: usize,
+    config: Config,
+    data_dir: PathBuf,
+    net: <RealWorld as World>::Net,
+    commands: Commands,
+    neighbours: Option<Neighbours>,
+}
+
+impl ShardThread {
+    fn serve(self, mouth: &Mouth) -> Result<(), ServeError> {
+        let waker = self.net.waker();
+        let wake_up = Arc::new(move || waker.wake());
+        // Its threads inherit what this one is bound to, so they come first.
+        let disk = ThreadDisk::new(&self.data_dir, ThreadDiskShape::default(), wake_up);
+        if let Some(core) = self.config.pin.get(self.nth) {
+            affinity::pin(*core)?;
+        }
+        let mut shard = Shard::<RealWorld>::new(
+            shard_config(&self.config, self.nth),
+            self.net,
+            disk,
+            SystemClock::default(),
+            Rc::new(MappedSlabs),
+            self.commands,
+        );
+        if let Some(Neighbours { office, adoptions, wakers }) = self.neighbours {
+            shard.join(office, adoptions, Box::new(move |to| wakers[to].wake()));
+        }
+        let _ = mouth.sender.send((self.nth, Word::Started));
+        while shard.tick().map_err(ServeError::Ended)? == Status::Running {}
+        tracing::info!(shard = self.nth, "drained");
+        shard.world().0.finish(FINISH_MS);
+        Ok(())
+    }
+}
