@@ -3,11 +3,10 @@
 use crate::base::slot_map::Key;
 use crate::base::time::Mono;
 use crate::limits::{CREDIT_BYTES_MAX, CREDIT_MESSAGES_MAX, RUN_RECORDS_MAX};
+use crate::queue::lease::Leases;
 use crate::queue::log::{Position, Run};
+use crate::queue::portion::History;
 use std::collections::VecDeque;
-
-/// So many finished leases are not worth a look.
-const FINISHED_FEW: usize = 32;
 
 /// Who owns a producer or consumer: a connection and its handle there. The queue only carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +15,15 @@ pub struct Owner {
     pub connection: Key,
     /// Its handle.
     pub handle: u32,
+}
+
+/// Names a consumer of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConsumerKey {
+    /// The subscription that it is of.
+    pub subscription: Key,
+    /// The consumer there.
+    pub consumer: Key,
 }
 
 /// What a consumer asked for when it was opened.
@@ -29,6 +37,10 @@ pub struct ConsumerOptions {
     pub credit_messages: u32,
     /// First credit.
     pub credit_bytes: u64,
+    /// Its leases in milliseconds; 0: as the subscription says.
+    pub lease_ms: u32,
+    /// Messages that it may have in flight; 0: no limit of its own.
+    pub unacked_max: u64,
 }
 
 /// A wait for messages beside push.
@@ -44,51 +56,8 @@ pub struct PullState {
     pub deadline: Mono,
     /// Messages that it brought.
     pub brought: u32,
-}
-
-/// A run in flight.
-#[derive(Clone, Debug)]
-pub struct Lease {
-    /// Delivery id of the run's first message.
-    pub first_delivery: u64,
-    /// What was delivered.
-    pub run: Run,
-    /// Messages of it not yet done.
-    pub left: u32,
-    acked: [u64; RUN_RECORDS_MAX / 64],
-}
-
-impl Lease {
-    /// Of a run just delivered.
-    pub fn new(first_delivery: u64, run: Run) -> Self {
-        debug_assert!(run.count as usize <= RUN_RECORDS_MAX);
-        Lease { first_delivery, run, left: run.count, acked: [0; RUN_RECORDS_MAX / 64] }
-    }
-
-    /// One past the delivery id of the run's last message.
-    pub fn end_delivery(&self) -> u64 {
-        self.first_delivery + u64::from(self.run.count)
-    }
-
-    /// Whether the n-th message is done.
-    pub fn is_acked(&self, nth: u32) -> bool {
-        self.left == 0 || self.acked[nth as usize / 64] & 1 << (nth % 64) != 0
-    }
-
-    /// The next stretch of messages in `from..to` that are not done, as `(skip, take)`.
-    pub fn next_unacked(&self, from: u32, to: u32) -> Option<(u32, u32)> {
-        let start = (from..to).find(|&nth| !self.is_acked(nth))?;
-        let end = (start..to).find(|&nth| self.is_acked(nth)).unwrap_or(to);
-        Some((start, end - start))
-    }
-
-    /// Marks a stretch that was not done as done.
-    pub fn mark(&mut self, skip: u32, take: u32) {
-        for nth in skip..skip + take {
-            self.acked[nth as usize / 64] |= 1 << (nth % 64);
-        }
-        self.left -= take;
-    }
+    /// Its time is over: it ends with the large message that is on its way.
+    pub over: bool,
 }
 
 /// A large message on its way out, fragment by fragment.
@@ -100,6 +69,8 @@ pub struct LargeProgress {
     pub at: Position,
     /// Its delivery id.
     pub delivery_id: u64,
+    /// What happened to it, this delivery included.
+    pub history: History,
 }
 
 /// See the module.
@@ -116,11 +87,16 @@ pub struct Consumer {
     pub credit_bytes: i64,
     /// Waiting pulls, oldest first.
     pub pulls: VecDeque<PullState>,
-    /// Runs in flight, by delivery id; finished ones stay until they are at the front or
-    /// outnumber the others.
-    pub leases: VecDeque<Lease>,
-    /// How many of these are finished.
-    pub finished: usize,
+    /// What it has in flight.
+    pub leases: Leases,
+    /// Messages of these.
+    pub in_flight: u64,
+    /// How long a lease is.
+    pub lease_ms: u32,
+    /// Messages that it may have in flight.
+    pub unacked_max: u64,
+    /// When the subscription looks for leases of it that have ended; never too late.
+    pub armed: Option<Mono>,
     /// Delivery id of the next message.
     pub next_delivery: u64,
     /// A large message on its way.
@@ -132,8 +108,8 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// A consumer that has nothing yet.
-    pub fn new(owner: Owner, options: ConsumerOptions) -> Self {
+    /// A consumer that has nothing yet; `lease_ms` where it has no wish.
+    pub fn new(owner: Owner, options: ConsumerOptions, lease_ms: u32) -> Self {
         Consumer {
             owner,
             auto_ack: options.auto_ack,
@@ -141,8 +117,11 @@ impl Consumer {
             credit_messages: options.credit_messages,
             credit_bytes: options.credit_bytes as i64,
             pulls: VecDeque::new(),
-            leases: VecDeque::new(),
-            finished: 0,
+            leases: Leases::default(),
+            in_flight: 0,
+            lease_ms: if options.lease_ms == 0 { lease_ms } else { options.lease_ms },
+            unacked_max: if options.unacked_max == 0 { u64::MAX } else { options.unacked_max },
+            armed: None,
             next_delivery: 1,
             large: None,
             queued: false,
@@ -154,8 +133,23 @@ impl Consumer {
     pub fn wants(&self) -> bool {
         !self.stalled
             && (self.large.is_some()
-                || !self.pulls.is_empty()
-                || (self.credit_messages > 0 && self.credit_bytes > 0))
+                || (self.has_room()
+                    && (!self.pulls.is_empty()
+                        || (self.credit_messages > 0 && self.credit_bytes > 0))))
+    }
+
+    /// Whether it may have more in flight.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.in_flight < self.unacked_max
+    }
+
+    /// The last delivery id that was given out completely.
+    pub fn delivered(&self) -> u64 {
+        match self.large {
+            Some(large) => large.delivery_id - 1,
+            None => self.next_delivery - 1,
+        }
     }
 
     /// Adds credit. False, and nothing added, if it would pass what a consumer may hold.
@@ -180,62 +174,25 @@ impl Consumer {
             Some(pull) => (pull.messages_left, pull.bytes_left),
             None => (self.credit_messages, self.credit_bytes.max(0) as u64),
         };
-        (messages.min(RUN_RECORDS_MAX as u32), bytes)
+        let room = self.unacked_max.saturating_sub(self.in_flight);
+        (messages.min(RUN_RECORDS_MAX.min(room as usize) as u32), bytes)
     }
 
-    /// Forgets finished leases, at the latest when they outnumber the others: one message that is
-    /// never acked must not keep the leases of all that came after it. Returns how many.
-    pub fn drop_finished(&mut self) -> usize {
-        let before = self.leases.len();
-        while self.leases.front().is_some_and(|lease| lease.left == 0) {
-            self.leases.pop_front();
-            self.finished -= 1;
-        }
-        if self.finished > FINISHED_FEW && 2 * self.finished > self.leases.len() {
-            self.leases.retain(|lease| lease.left > 0);
-            self.finished = 0;
-        }
-        before - self.leases.len()
-    }
-
-    /// Takes a run out of what [`Consumer::allowance`] said.
-    pub fn spend(&mut self, messages: u32, bytes: u64) {
+    /// Takes a run out of what [`Consumer::allowance`] said. True if it is the first that the
+    /// oldest pull brings.
+    pub fn spend(&mut self, messages: u32, bytes: u64) -> bool {
         match self.pulls.front_mut() {
             Some(pull) => {
                 pull.messages_left -= messages;
                 pull.bytes_left = pull.bytes_left.saturating_sub(bytes);
                 pull.brought += messages;
+                pull.brought == messages
             }
             None => {
                 self.credit_messages -= messages;
                 self.credit_bytes -= bytes as i64;
+                false
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lease_finds_what_is_left() {
-        let run = Run {
-            at: Position::chunk_start(0),
-            count: 100,
-            bytes: 0,
-            sequence: 1,
-            large: false,
-            attempts: 0,
-        };
-        let mut lease = Lease::new(1, run);
-        lease.mark(10, 60);
-        assert_eq!(lease.left, 40);
-        assert_eq!(lease.next_unacked(0, 100), Some((0, 10)));
-        assert_eq!(lease.next_unacked(10, 100), Some((70, 30)));
-        assert_eq!(lease.next_unacked(10, 70), None);
-        lease.mark(0, 10);
-        lease.mark(70, 30);
-        assert_eq!(lease.next_unacked(0, 100), None);
     }
 }

@@ -20,6 +20,33 @@ pub struct Counters {
     pub dropped_newest: u64,
     pub purged: u64,
     pub lost_damaged: u64,
+    pub moved_in: u64,
+    pub redriven: u64,
+}
+
+/// Counters of one subscription: `entered` is the sum of every way out and of what is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // as above
+pub struct SubscriptionCounters {
+    pub entered: u64,
+    pub delivered: u64,
+    pub delivered_bytes: u64,
+    pub redelivered: u64,
+    pub acked: u64,
+    pub returned: u64,
+    pub failed: u64,
+    pub dead_lettered: u64,
+    pub expired: u64,
+    pub dropped: u64,
+    pub purged: u64,
+    pub redriven: u64,
+}
+
+impl SubscriptionCounters {
+    /// Messages that left, by every way there is.
+    pub fn gone(&self) -> u64 {
+        self.acked + self.dead_lettered + self.expired + self.dropped + self.purged + self.redriven
+    }
 }
 
 impl Counters {
@@ -32,6 +59,7 @@ impl Counters {
             + self.dropped_newest
             + self.purged
             + self.lost_damaged
+            + self.redriven
     }
 
     /// Adds another queue's.
@@ -52,5 +80,7 @@ impl Counters {
         self.dropped_newest += other.dropped_newest;
         self.purged += other.purged;
         self.lost_damaged += other.lost_damaged;
+        self.moved_in += other.moved_in;
+        self.redriven += other.redriven;
     }
 }

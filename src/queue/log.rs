@@ -57,8 +57,6 @@ pub struct Run {
     pub sequence: u64,
     /// Whether it is one large message in fragments.
     pub large: bool,
-    /// How often they were delivered before.
-    pub attempts: u16,
 }
 
 /// The bytes of a run, or of one fragment, ready for a deliver frame.
@@ -79,7 +77,8 @@ struct LogChunk {
     reader: ChunkRef,
     first_sequence: u64,
     end_sequence: u64,
-    /// Messages that are not done. At zero the chunk is freed.
+    /// Messages that are not done, once for each subscription that has them. At zero the chunk is
+    /// freed.
     pending: u64,
     /// Chunks of the large message that begins here; they are freed with this one. 0: none begins.
     chain_chunks: u32,
@@ -134,7 +133,7 @@ impl Log {
         self.chunks.iter().flatten().next().map_or(self.next_sequence, |chunk| chunk.first_sequence)
     }
 
-    /// Appends a checked batch, or a checked part of one: one copy.
+    /// Appends a checked batch, or a checked part of one, for so many subscriptions: one copy.
     ///
     /// # Errors
     /// When there is no chunk for it; then nothing has changed.
@@ -142,9 +141,11 @@ impl Log {
         &mut self,
         wire: &[u8],
         record_count: u32,
+        holders: u64,
         accepted_us: u64,
         memory: &mut Memory,
     ) -> Result<(), MemoryFull> {
+        debug_assert!(holders > 0, "somebody must want it");
         let bytes = BATCH_PREFIX_BYTES + wire.len();
         if self.writer.as_ref().is_none_or(|writer| writer.room_bytes() < bytes) {
             self.open_chunk(bytes, memory)?;
@@ -156,13 +157,14 @@ impl Log {
         let tail = self.chunks.back_mut().and_then(Option::as_mut);
         let tail = tail.expect("the chunk that is written is the last and not freed");
         tail.end_sequence = self.next_sequence;
-        tail.pending += u64::from(record_count);
+        tail.pending += u64::from(record_count) * holders;
         Ok(())
     }
 
     /// Appends a whole large message, whose fragments stand in `chunks` behind prefixes without a
     /// sequence; deliveries give them the message's.
-    pub fn append_large(&mut self, chunks: Vec<ChunkRef>, records_bytes: u64) {
+    pub fn append_large(&mut self, chunks: Vec<ChunkRef>, records_bytes: u64, holders: u64) {
+        debug_assert!(holders > 0, "somebody must want it");
         self.close_tail();
         let sequence = self.next_sequence;
         self.next_sequence += 1;
@@ -174,7 +176,7 @@ impl Log {
                 reader,
                 first_sequence: if first { sequence } else { sequence + 1 },
                 end_sequence: sequence + 1,
-                pending: u64::from(first),
+                pending: if first { holders } else { 0 },
                 chain_chunks: if first { chain_chunks } else { 0 },
                 chain_bytes: if first { records_bytes } else { 0 },
             }));
@@ -193,7 +195,7 @@ impl Log {
         let chunk = self.chunk(at.chunk);
         if chunk.chain_chunks > 0 {
             let (bytes, sequence) = (chunk.chain_bytes, chunk.first_sequence);
-            let run = Run { at, count: 1, bytes, sequence, large: true, attempts: 0 };
+            let run = Run { at, count: 1, bytes, sequence, large: true };
             return Some((run, Position::chunk_start(at.chunk + u64::from(chunk.chain_chunks))));
         }
         let head = chunk.reader.slice(at.batch as usize..at.batch as usize + HEAD_BYTES);
@@ -211,7 +213,7 @@ impl Log {
         } else {
             Position { record: at.record + bytes as u32, nth: at.nth + count, ..at }
         };
-        Some((Run { at, count, bytes, sequence, large: false, attempts: 0 }, next))
+        Some((Run { at, count, bytes, sequence, large: false }, next))
     }
 
     /// As many messages from the front of `run` as fit: at most `records_max`, of which the last
@@ -271,8 +273,10 @@ impl Log {
     pub fn done(&mut self, chunk: u64, count: u32) {
         let index = (chunk - self.front) as usize;
         let entry = self.chunks[index].as_mut().expect("messages keep their chunk");
-        entry.pending =
-            entry.pending.checked_sub(u64::from(count)).expect("a message is done only once");
+        entry.pending = entry
+            .pending
+            .checked_sub(u64::from(count))
+            .expect("a message is done only once by each");
         if entry.pending > 0 {
             return;
         }
@@ -297,26 +301,92 @@ impl Log {
         }
     }
 
-    /// Counts every message from `at` to the end as done. Returns how many.
-    pub fn done_from(&mut self, at: Position) -> u64 {
-        let mut removed = 0;
+    /// Bytes of those messages of a run that are wanted.
+    pub fn sum_bytes(&self, run: &Run, wanted: impl Fn(u32) -> bool) -> u64 {
+        if run.large {
+            return if wanted(0) { run.bytes } else { 0 };
+        }
+        let records = self.run_bytes(run);
+        let records = records.chunk.slice(records.range);
+        let (mut at, mut sum) = (0, 0);
+        for nth in 0..run.count {
+            let bytes = record_bytes(records, at);
+            sum += if wanted(nth) { bytes as u64 } else { 0 };
+            at += bytes;
+        }
+        sum
+    }
+
+    /// Counts messages `first..end` as done, as far as they stand in the chunk of `at` or behind
+    /// it; `at` is not behind the first.
+    pub fn done_between(&mut self, at: Position, first: u64, end: u64) {
+        self.count_between(at, first, end, |log, chunk, count| log.done(chunk, count));
+    }
+
+    /// Counts messages `first..end` once more as not done; they are held by somebody, and `at` is
+    /// not behind the first.
+    pub fn hold_between(&mut self, at: Position, first: u64, end: u64) {
+        self.count_between(at, first, end, |log, chunk, count| log.hold(chunk, count));
+    }
+
+    /// Counts messages of a chunk once more as not done.
+    pub fn hold(&mut self, chunk: u64, count: u32) {
+        let index = (chunk - self.front) as usize;
+        let entry = self.chunks[index].as_mut().expect("somebody holds the messages");
+        entry.pending += u64::from(count);
+    }
+
+    fn count_between(
+        &mut self,
+        at: Position,
+        first: u64,
+        end: u64,
+        mut each: impl FnMut(&mut Log, u64, u32),
+    ) {
         let mut next = self.settle(at);
         while let Some(at) = next {
             let entry = self.chunk(at.chunk);
-            let sequence = if entry.chain_chunks > 0 {
-                entry.first_sequence
-            } else {
-                let batch = at.batch as usize;
-                let prefix = entry.reader.slice(batch..batch + BATCH_PREFIX_BYTES);
-                BatchPrefix::decode(prefix).base_sequence + u64::from(at.nth)
-            };
-            let count = entry.end_sequence - sequence;
+            if entry.first_sequence >= end {
+                return;
+            }
+            let count = entry.end_sequence.min(end).saturating_sub(entry.first_sequence.max(first));
             let after = at.chunk + u64::from(entry.chain_chunks.max(1));
-            removed += count;
-            self.done(at.chunk, count as u32);
+            if count > 0 {
+                each(self, at.chunk, count as u32);
+            }
             next = self.settle(Position::chunk_start(after));
         }
-        removed
+    }
+
+    /// Where message `sequence` stands, or the first one behind it; `at` is not behind it.
+    pub fn seek(&self, at: Position, sequence: u64) -> Position {
+        let mut next = at;
+        while let Some(at) = self.settle(next) {
+            let entry = self.chunk(at.chunk);
+            if entry.end_sequence <= sequence {
+                next = Position::chunk_start(at.chunk + u64::from(entry.chain_chunks.max(1)));
+                continue;
+            }
+            let stands = self.sequence_at(at);
+            if stands >= sequence {
+                return at;
+            }
+            let ahead = (sequence - stands).min(u64::from(u32::MAX)) as u32;
+            let (_, after) = self.run_at(at, ahead, u64::MAX).expect("a message stands there");
+            next = after;
+        }
+        self.end()
+    }
+
+    /// Sequence of the message at a position that was settled.
+    fn sequence_at(&self, at: Position) -> u64 {
+        let entry = self.chunk(at.chunk);
+        if entry.chain_chunks > 0 {
+            return entry.first_sequence;
+        }
+        let batch = at.batch as usize;
+        let prefix = entry.reader.slice(batch..batch + BATCH_PREFIX_BYTES);
+        BatchPrefix::decode(prefix).base_sequence + u64::from(at.nth)
     }
 
     fn bytes_at(&self, at: Position, range: Range<usize>) -> RunBytes {
@@ -421,11 +491,14 @@ fn measure(records: &[u8], records_max: u32, bytes_max: u64) -> (u32, u64) {
     while bytes < records.len()
         && (count == 0 || (count < records_max && (bytes as u64) < bytes_max))
     {
-        let at = bytes;
-        bytes += RECORD_HEADER_BYTES
-            + usize::from(u16_at(records, at + 4))
-            + u32_at(records, at) as usize;
+        bytes += record_bytes(records, bytes);
         count += 1;
     }
     (count, bytes as u64)
+}
+
+/// Bytes of the record at `at`.
+#[inline]
+fn record_bytes(records: &[u8], at: usize) -> usize {
+    RECORD_HEADER_BYTES + usize::from(u16_at(records, at + 4)) + u32_at(records, at) as usize
 }

@@ -1,41 +1,61 @@
-//! L1: a queue as a pure state machine: a log, its subscription, its producers, its policy. It
+//! L1: a queue as a pure state machine: a log, its subscriptions, its producers, its policy. It
 //! knows no frame, no file and no clock; `shard/` drives it.
 //!
 //! Methods: verbs for what a client wants (`publish`, `ack`, `purge`, ...), `handle_*` for what
-//! happened to a connection, `poll_*` for what comes out. Order of polling after any of them:
-//! [`Queue::poll_delivery`] until `None`, [`Queue::poll_pull_end`] until `None`,
-//! [`Queue::poll_unblocked`]; confirms at any time by [`Queue::poll_confirm`].
+//! happened to a connection or came due, `poll_*` for what comes out. Order of polling after any
+//! of them: [`Queue::poll_closed`] until `None`, [`Queue::poll_delivery`] until `None`,
+//! [`Queue::poll_pull_end`] until `None`, [`Queue::poll_move`] until `None`,
+//! [`Queue::poll_unblocked`]; confirms at any time by [`Queue::poll_confirm`]. Then
+//! [`Queue::next_deadline`] says when to call [`Queue::handle_deadline`].
 //!
-//! Kept at all times (DESIGN 1.2): `published` = ways out + ready + in flight.
+//! Kept at all times (DESIGN 1.2), for each subscription: `entered` = ways out + ready + in flight
+//! + delayed + dead-lettering.
 
 pub mod assembly;
+mod backoff;
 pub mod consumer;
 pub mod counters;
+pub mod dead;
+mod due;
+pub mod lease;
 pub mod log;
 pub mod memory;
+mod peek;
+mod pick;
 pub mod policy;
+pub mod portion;
 pub mod producer;
 mod publish;
+mod pulls;
+mod settle;
+mod skips;
 pub mod subscription;
+mod subscriptions;
 
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod tests;
 
+use crate::base::prng::Prng;
 use crate::base::slot_map::{Key, SlotMap};
-use crate::base::time::{Mono, Wall};
-use crate::format::record::Records;
+use crate::base::time::{Mono, Now, Wall};
 use crate::limits::BATCH_BYTES_MAX;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::hot::Confirm;
-use consumer::{ConsumerOptions, Owner, PullState};
+use consumer::{ConsumerKey, ConsumerOptions, Owner, PullState};
 use counters::Counters;
-use log::{Log, Run};
-use memory::{Account, Memory};
+use log::Log;
+use memory::{Account, Memory, MemoryFull};
 use policy::{Block, OnFull, QueueBounds, QueueOptions};
 use producer::{KnownProducer, KnownProducers, Producer};
-use subscription::{Acked, Delivery, NeverDelivered, Parts, PullEnd, Subscription};
+use std::collections::{BTreeMap, VecDeque};
+use subscription::{Delivery, Parts, PullEnd, Subscription};
+
+pub use dead::{MoveOut, MoveReason};
+pub use peek::Peeked;
+pub use settle::{Acked, ExtendError, NackRequest, NeverDelivered};
+pub use subscriptions::{CreateSubscriptionError, SubscriptionInUse};
 
 /// See the module.
 pub struct Queue {
@@ -44,7 +64,16 @@ pub struct Queue {
     bounds: QueueBounds,
     created: Wall,
     log: Log,
-    subscription: Subscription,
+    /// Boxed, so that the map grows without moving them.
+    subscriptions: SlotMap<Box<Subscription>>,
+    names: BTreeMap<Box<str>, Key>,
+    /// All of them, in the order in which they take turns.
+    turns: Vec<Key>,
+    /// Whose turn it is.
+    turn: usize,
+    /// Consumers whose subscription is gone, not yet polled.
+    closed: VecDeque<(Owner, ErrorCode)>,
+    prng: Prng,
     producers: SlotMap<Producer>,
     known: KnownProducers,
     counters: Counters,
@@ -75,21 +104,6 @@ pub struct OpenedProducer {
     pub fenced: Option<Owner>,
 }
 
-/// A ready message, looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peeked {
-    /// Its sequence.
-    pub sequence: u64,
-    /// When it was taken, wall clock in microseconds.
-    pub accepted_us: u64,
-    /// Its properties block.
-    pub properties: Vec<u8>,
-    /// Its body, or the front of it.
-    pub body: Vec<u8>,
-    /// Length of the whole body.
-    pub body_bytes: u64,
-}
-
 /// What an idle queue costs, its name apart; charged when it is made.
 const QUEUE_BYTES: usize = size_of::<Queue>() + 128;
 const PRODUCER_BYTES: usize = size_of::<Producer>();
@@ -97,7 +111,7 @@ const CONSUMER_BYTES: usize = size_of::<consumer::Consumer>() + 64;
 const KNOWN_BYTES: usize = 2 * size_of::<(u64, KnownProducer)>() + 32;
 
 impl Queue {
-    /// An empty queue.
+    /// An empty queue without subscriptions. The seed is for the jitter of back-offs.
     ///
     /// # Errors
     /// When the budget has no room for one more.
@@ -106,8 +120,9 @@ impl Queue {
         options: QueueOptions,
         bounds: QueueBounds,
         created: Wall,
+        seed: u64,
         memory: &mut Memory,
-    ) -> Result<Queue, memory::MemoryFull> {
+    ) -> Result<Queue, MemoryFull> {
         memory.budget.try_charge(Account::Queues, QUEUE_BYTES + 2 * name.len())?;
         Ok(Queue {
             name: name.into(),
@@ -115,7 +130,12 @@ impl Queue {
             bounds,
             created,
             log: Log::default(),
-            subscription: Subscription::default(),
+            subscriptions: SlotMap::default(),
+            names: BTreeMap::new(),
+            turns: Vec::new(),
+            turn: 0,
+            closed: VecDeque::new(),
+            prng: Prng::new(seed),
             producers: SlotMap::default(),
             known: KnownProducers::default(),
             counters: Counters::default(),
@@ -148,24 +168,34 @@ impl Queue {
         &self.counters
     }
 
-    /// Messages ready.
+    /// Messages ready, of all subscriptions together.
     pub fn ready(&self) -> u64 {
-        self.subscription.ready()
+        self.each().map(Subscription::ready).sum()
     }
 
-    /// Messages in flight.
+    /// Messages in flight, of all subscriptions together.
     pub fn in_flight(&self) -> u64 {
-        self.subscription.in_flight()
+        self.each().map(Subscription::in_flight).sum()
     }
 
-    /// Messages held, in every state.
+    /// Failed messages that wait, of all subscriptions together.
+    pub fn delayed(&self) -> u64 {
+        self.each().map(Subscription::delayed).sum()
+    }
+
+    /// Messages on their way to another queue, of all subscriptions together.
+    pub fn dead_lettering(&self) -> u64 {
+        self.each().map(Subscription::dead_lettering).sum()
+    }
+
+    /// Messages held in every state, by the subscription that holds most: what the limit counts.
     pub fn messages(&self) -> u64 {
-        self.ready() + self.in_flight()
+        self.each().map(Subscription::messages).max().unwrap_or(0)
     }
 
-    /// Bytes of the records held, in every state.
+    /// Bytes of the records held in every state, by the subscription that holds most.
     pub fn bytes(&self) -> u64 {
-        self.subscription.bytes()
+        self.each().map(Subscription::bytes).max().unwrap_or(0)
     }
 
     /// Bytes of the chunks that hold them.
@@ -190,22 +220,17 @@ impl Queue {
 
     /// Consumers open.
     pub fn consumer_count(&self) -> usize {
-        self.subscription.consumer_count()
+        self.each().map(Subscription::consumer_count).sum()
+    }
+
+    /// Connections and handles of all consumers.
+    pub fn consumer_owners(&self) -> impl Iterator<Item = Owner> + '_ {
+        self.each().flat_map(Subscription::owners).map(|(_, owner)| owner)
     }
 
     /// All open producers.
     pub fn producers(&self) -> impl Iterator<Item = (Key, &Producer)> {
         self.producers.iter()
-    }
-
-    /// The subscription, for the checkers.
-    pub fn subscription(&self) -> &Subscription {
-        &self.subscription
-    }
-
-    /// Runs that are ready, in the order in which they would be delivered, for the checkers.
-    pub fn ready_runs(&self) -> impl Iterator<Item = Run> + '_ {
-        self.subscription.ready_runs(&self.log)
     }
 
     // ---- producers ----
@@ -285,7 +310,7 @@ impl Queue {
         };
         let makes_room = match self.options.on_full {
             OnFull::Block => false,
-            OnFull::DropOldest => self.ready() > 0,
+            OnFull::DropOldest => self.ready() + self.delayed() > 0,
             OnFull::Reject | OnFull::DropNewest => true,
         };
         let low = |max: u64| max - max / 8;
@@ -314,165 +339,212 @@ impl Queue {
 
     // ---- consumers ----
 
-    /// Opens a consumer.
+    /// Opens a consumer. Of a subscription that is gone it is one that never gets anything.
     pub fn open_consumer(
         &mut self,
+        subscription: Key,
         owner: Owner,
         options: ConsumerOptions,
         memory: &mut Memory,
-    ) -> Key {
-        memory.budget.charge(Account::Handles, CONSUMER_BYTES);
-        self.subscription.open_consumer(owner, options)
+    ) -> ConsumerKey {
+        let mut consumer = Key { index: 0, generation: 0 };
+        if let Some(subscription) = self.subscriptions.at_mut(subscription) {
+            memory.budget.charge(Account::Handles, CONSUMER_BYTES);
+            consumer = subscription.open_consumer(owner, options);
+        }
+        ConsumerKey { subscription, consumer }
     }
 
     /// Closes a consumer; what it has in flight is ready again at once.
-    pub fn close_consumer(&mut self, key: Key, memory: &mut Memory) {
-        if self.subscription.consumer(key).is_none() {
-            return;
+    pub fn close_consumer(&mut self, key: ConsumerKey, now: Now, memory: &mut Memory) {
+        let Some((subscription, mut parts)) = self.parts(key.subscription, memory) else { return };
+        if subscription.consumer(key.consumer).is_some() {
+            parts.memory.budget.release(Account::Handles, CONSUMER_BYTES);
+            subscription.close_consumer(key.consumer, now, &mut parts);
         }
-        memory.budget.release(Account::Handles, CONSUMER_BYTES);
-        let (subscription, mut parts) = self.parts(memory);
-        subscription.close_consumer(key, &mut parts);
     }
 
     /// Adds credit. False if it would pass what a consumer may hold.
-    pub fn add_credit(&mut self, key: Key, messages: u32, bytes: u64) -> bool {
-        self.subscription.add_credit(key, messages, bytes)
+    pub fn add_credit(&mut self, key: ConsumerKey, messages: u32, bytes: u64) -> bool {
+        let subscription = self.subscriptions.at_mut(key.subscription);
+        subscription.is_some_and(|s| s.add_credit(key.consumer, messages, bytes))
     }
 
     /// Starts a pull.
-    pub fn pull(&mut self, key: Key, pull: PullState) {
-        self.subscription.pull(key, pull);
-    }
-
-    /// When the next pull is over, of those that are not over at `now`.
-    pub fn pull_deadline(&self, now: Mono) -> Option<Mono> {
-        self.subscription.pull_deadline(now)
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn pull(
+        &mut self,
+        key: ConsumerKey,
+        pull: PullState,
+        memory: &mut Memory,
+    ) -> Result<(), MemoryFull> {
+        match self.parts(key.subscription, memory) {
+            Some((subscription, mut parts)) => subscription.pull(key.consumer, pull, &mut parts),
+            None => Ok(()),
+        }
     }
 
     /// Pulls that a consumer has waiting.
-    pub fn pull_count(&self, key: Key) -> usize {
-        self.subscription.pull_count(key)
+    pub fn pull_count(&self, key: ConsumerKey) -> usize {
+        let subscription = self.subscriptions.at(key.subscription);
+        let consumer = subscription.and_then(|s| s.consumer(key.consumer));
+        consumer.map_or(0, |consumer| consumer.pulls.len())
     }
 
     /// The consumer's connection can take bytes again.
-    pub fn handle_unstalled(&mut self, key: Key) {
-        self.subscription.handle_unstalled(key);
+    pub fn handle_unstalled(&mut self, key: ConsumerKey) {
+        if let Some(subscription) = self.subscriptions.at_mut(key.subscription) {
+            subscription.handle_unstalled(key.consumer);
+        }
     }
 
-    /// Ends deliveries `first..=last` of a consumer.
+    /// Ends deliveries `first..=last` of a consumer: they are done.
     ///
     /// # Errors
     /// If some were never given out; then none is ended.
     pub fn ack(
         &mut self,
-        key: Key,
+        key: ConsumerKey,
         first: u64,
         last: u64,
         memory: &mut Memory,
     ) -> Result<Acked, NeverDelivered> {
-        let (subscription, mut parts) = self.parts(memory);
-        subscription.ack(key, first, last, &mut parts)
+        match self.parts(key.subscription, memory) {
+            Some((subscription, mut parts)) => {
+                subscription.ack(key.consumer, first, last, &mut parts)
+            }
+            None => Ok(Acked::default()),
+        }
+    }
+
+    /// Ends deliveries of a consumer: they are not done.
+    ///
+    /// # Errors
+    /// If some were never given out; then none is ended.
+    pub fn nack(
+        &mut self,
+        key: ConsumerKey,
+        nack: &NackRequest<'_>,
+        now: Now,
+        memory: &mut Memory,
+    ) -> Result<Acked, NeverDelivered> {
+        match self.parts(key.subscription, memory) {
+            Some((subscription, mut parts)) => {
+                subscription.nack(key.consumer, nack, now, &mut parts)
+            }
+            None => Ok(Acked::default()),
+        }
+    }
+
+    /// Sets the end of the leases of what is in flight of deliveries `first..=last` of a consumer
+    /// to `lease_ms` from now; 0: as long as the consumer's leases are.
+    ///
+    /// # Errors
+    /// See [`ExtendError`].
+    pub fn extend(
+        &mut self,
+        key: ConsumerKey,
+        first: u64,
+        last: u64,
+        lease_ms: u32,
+        now: Now,
+        memory: &mut Memory,
+    ) -> Result<Acked, ExtendError> {
+        match self.parts(key.subscription, memory) {
+            Some((subscription, mut parts)) => {
+                subscription.extend(key.consumer, (first, last), lease_ms, now, &mut parts)
+            }
+            None => Ok(Acked::default()),
+        }
     }
 
     /// Whether messages wait for memory to remember their delivery in.
-    pub fn is_short_of_memory(&mut self, memory: &mut Memory) -> bool {
-        let (subscription, parts) = self.parts(memory);
-        subscription.ready() > 0 && subscription.is_short_of_memory(&parts)
+    pub fn is_short_of_memory(&self, memory: &Memory) -> bool {
+        self.each()
+            .any(|subscription| subscription.ready() > 0 && subscription.is_short_of_memory(memory))
     }
 
-    /// The next delivery, to a consumer whose connection `can_take` one.
+    /// The next delivery, to a consumer whose connection `can_take` one. The subscriptions take
+    /// turns.
     pub fn poll_delivery(
         &mut self,
+        now: Now,
         memory: &mut Memory,
         can_take: &mut impl FnMut(Owner) -> bool,
     ) -> Option<Delivery> {
-        let (subscription, mut parts) = self.parts(memory);
-        subscription.poll_delivery(&mut parts, can_take)
+        for _ in 0..self.turns.len() {
+            let key = self.turns[self.turn];
+            self.turn = if self.turn + 1 < self.turns.len() { self.turn + 1 } else { 0 };
+            let (subscription, mut parts) = self.parts(key, memory)?;
+            let delivery = subscription.poll_delivery(now, &mut parts, can_take);
+            if delivery.is_some() {
+                return delivery;
+            }
+        }
+        None
     }
 
     /// A pull that has ended.
     pub fn poll_pull_end(&mut self, now: Mono, memory: &mut Memory) -> Option<PullEnd> {
-        let (subscription, parts) = self.parts(memory);
-        subscription.poll_pull_end(now, &parts)
+        for nth in 0..self.turns.len() {
+            let (subscription, mut parts) = self.parts(self.turns[nth], memory)?;
+            let end = subscription.poll_pull_end(now, &mut parts);
+            if end.is_some() {
+                return end;
+            }
+        }
+        None
     }
 
     // ---- all of it ----
 
-    /// Removes all that is ready. Returns messages and bytes.
-    pub fn purge(&mut self, memory: &mut Memory) -> (u64, u64) {
-        let (subscription, mut parts) = self.parts(memory);
-        let (messages, bytes) = subscription.purge(&mut parts);
-        self.counters.purged += messages;
-        (messages, bytes)
+    /// Removes all that is ready or delayed, of one subscription or of all. Returns messages and
+    /// bytes.
+    pub fn purge(&mut self, subscription: Option<Key>, memory: &mut Memory) -> (u64, u64) {
+        let keys = subscription.map_or_else(|| self.turns.clone(), |key| vec![key]);
+        let mut removed = (0, 0);
+        for key in keys {
+            let Some((subscription, mut parts)) = self.parts(key, memory) else { continue };
+            let (messages, bytes) = subscription.purge(&mut parts);
+            removed = (removed.0 + messages, removed.1 + bytes);
+        }
+        removed
     }
 
     /// Ends the queue: gives everything back to the budget. Who has it open must be told by the
-    /// caller. Returns messages and bytes that went with it.
+    /// caller. Returns messages and bytes that went with it, once for each subscription.
     pub fn delete(mut self, memory: &mut Memory) -> (u64, u64) {
-        for (key, _) in self.subscription.owners() {
-            self.close_consumer(key, memory);
-        }
         for key in self.producers.keys() {
             self.close_producer(key, memory);
         }
-        let removed = self.purge(memory);
+        let mut removed = (0, 0);
+        for key in self.turns.clone() {
+            let (messages, bytes) = self.delete_subscription(key, true, memory).unwrap_or_default();
+            removed = (removed.0 + messages, removed.1 + bytes);
+        }
         memory.budget.release(Account::Handles, KNOWN_BYTES * self.known.len());
         memory.budget.release(Account::Queues, QUEUE_BYTES + 2 * self.name.len());
         removed
     }
 
-    /// Looks at up to `count_max` ready messages behind the first `skip`, with bodies and
-    /// properties of `bytes_max` together. Also whether there are more.
-    pub fn peek(&self, skip: u64, count_max: usize, bytes_max: usize) -> (Vec<Peeked>, bool) {
-        let (mut skip, mut bytes_left) = (skip, bytes_max);
-        let mut peeked: Vec<Peeked> = Vec::new();
-        for run in self.subscription.ready_runs(&self.log) {
-            if skip >= u64::from(run.count) {
-                skip -= u64::from(run.count);
-                continue;
-            }
-            for nth in std::mem::take(&mut skip) as u32..run.count {
-                if peeked.len() == count_max || bytes_left == 0 {
-                    return (peeked, true);
-                }
-                let message = self.peek_one(&run, nth, &mut bytes_left);
-                peeked.extend(message);
-            }
-        }
-        (peeked, false)
+    fn each(&self) -> impl Iterator<Item = &Subscription> {
+        self.subscriptions.iter().map(|(_, subscription)| &**subscription)
     }
 
-    fn peek_one(&self, run: &Run, nth: u32, bytes_left: &mut usize) -> Option<Peeked> {
-        let part = if run.large { *run } else { self.log.part(run, nth, 1) };
-        let bytes = if run.large {
-            self.log.fragment_at(&part, part.at).0
-        } else {
-            self.log.run_bytes(&part)
-        };
-        let record = Records::new(bytes.chunk.slice(bytes.range.clone())).next()?;
-        let total = crate::format::properties::find_u64(
-            record.properties,
-            crate::format::properties::Tag::BodyBytesTotal,
-        );
-        let shown = record.body.len().min(bytes_left.saturating_sub(record.properties.len()));
-        *bytes_left = bytes_left.saturating_sub(record.properties.len() + shown + 64);
-        Some(Peeked {
-            sequence: part.sequence,
-            accepted_us: bytes.accepted_us + u64::from(record.header.time_delta_ms) * 1000,
-            properties: record.properties.to_vec(),
-            body: record.body[..shown].to_vec(),
-            body_bytes: total.unwrap_or(record.body.len() as u64),
-        })
-    }
-
-    fn parts<'a>(&'a mut self, memory: &'a mut Memory) -> (&'a mut Subscription, Parts<'a>) {
+    fn parts<'a>(
+        &'a mut self,
+        key: Key,
+        memory: &'a mut Memory,
+    ) -> Option<(&'a mut Subscription, Parts<'a>)> {
         let parts = Parts {
             log: &mut self.log,
             counters: &mut self.counters,
             memory,
             bounds: &self.bounds,
+            prng: &mut self.prng,
         };
-        (&mut self.subscription, parts)
+        self.subscriptions.at_mut(key).map(|subscription| (&mut **subscription, parts))
     }
 }

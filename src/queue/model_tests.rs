@@ -1,13 +1,13 @@
 //! A queue against the simplest model of one: any order of publishes, deliveries, acks, returns and
 //! purges under any limits and policy, compared after every step.
 
-use super::consumer::{ConsumerOptions, Owner};
+use super::consumer::{ConsumerKey, ConsumerOptions, Owner};
 use super::memory::{Budget, Memory};
-use super::policy::{OnFull, QueueBounds, QueueOptions, Refusal};
+use super::policy::{OnFull, QueueBounds, QueueOptions, Refusal, Start, SubscriptionOptions};
 use super::{OpenProducerError, Queue};
 use crate::base::chunk_pool::{ChunkPool, HeapSlabs, PoolShape};
 use crate::base::slot_map::Key;
-use crate::base::time::Wall;
+use crate::base::time::{Now, Wall};
 use crate::format::batch::{self, BatchBuilder};
 use crate::format::properties::{PropertiesBuilder, Tag};
 use crate::format::record::{self, Records};
@@ -31,7 +31,10 @@ fn memory() -> Memory {
 
 fn queue(options: QueueOptions, memory: &mut Memory) -> Queue {
     let bounds = QueueBounds { window_bytes: 1 << 40, ..QueueBounds::default() };
-    Queue::new("q", options, bounds, Wall(1), memory).unwrap()
+    let mut queue = Queue::new("q", options, bounds, Wall(1), 1, memory).unwrap();
+    let (asked, now) = (SubscriptionOptions::default(), Now::default());
+    queue.create_subscription("default", asked, Start::Now, now, memory).unwrap();
+    queue
 }
 
 fn owner(handle: u32) -> Owner {
@@ -39,7 +42,14 @@ fn owner(handle: u32) -> Owner {
 }
 
 fn consumer_options(auto_ack: bool) -> ConsumerOptions {
-    ConsumerOptions { auto_ack, checksum: false, credit_messages: 0, credit_bytes: 0 }
+    ConsumerOptions {
+        auto_ack,
+        checksum: false,
+        credit_messages: 0,
+        credit_bytes: 0,
+        lease_ms: 0,
+        unacked_max: 0,
+    }
 }
 
 fn options(on_full: OnFull, messages_max: u64, bytes_max: u64) -> QueueOptions {
@@ -85,7 +95,7 @@ fn any_options() -> impl Strategy<Value = QueueOptions> {
 
 /// A consumer as the model sees it.
 struct Taker {
-    key: Key,
+    key: ConsumerKey,
     handle: u32,
     /// Delivery id and sequence, oldest first.
     in_flight: BTreeMap<u64, u64>,
@@ -97,6 +107,7 @@ struct Pair {
     queue: Queue,
     memory: Memory,
     producer: Key,
+    subscription: Key,
     next_publish: u64,
     takers: Vec<Taker>,
     handles: u32,
@@ -112,10 +123,12 @@ impl Pair {
         let mut memory = memory();
         let mut queue = queue(options, &mut memory);
         let producer = queue.open_producer(owner(1), 7, 1, &mut memory).unwrap().key;
+        let subscription = queue.subscription_key("default").unwrap();
         let mut pair = Pair {
             queue,
             memory,
             producer,
+            subscription,
             next_publish: 1,
             takers: Vec::new(),
             handles: 1,
@@ -134,8 +147,12 @@ impl Pair {
     fn taker(&mut self) -> Taker {
         self.handles += 1;
         let handle = self.handles;
-        let key =
-            self.queue.open_consumer(owner(handle), consumer_options(false), &mut self.memory);
+        let key = self.queue.open_consumer(
+            self.subscription,
+            owner(handle),
+            consumer_options(false),
+            &mut self.memory,
+        );
         Taker { key, handle, in_flight: BTreeMap::new(), last_delivery: 0 }
     }
 
@@ -149,7 +166,7 @@ impl Pair {
             Step::Ack(who, at, count) => self.ack(*who, *at, *count),
             Step::Leave(who) => self.leave(*who),
             Step::Purge => {
-                let (messages, _) = self.queue.purge(&mut self.memory);
+                let (messages, _) = self.queue.purge(None, &mut self.memory);
                 assert_eq!(messages, self.ready.len() as u64);
                 for sequence in std::mem::take(&mut self.ready) {
                     self.held.remove(&sequence);
@@ -236,7 +253,9 @@ impl Pair {
     }
 
     fn deliver(&mut self) {
-        while let Some(delivery) = self.queue.poll_delivery(&mut self.memory, &mut |_| true) {
+        while let Some(delivery) =
+            self.queue.poll_delivery(Now::default(), &mut self.memory, &mut |_| true)
+        {
             let taker = self.takers.iter_mut().find(|t| t.handle == delivery.owner.handle);
             let taker = taker.expect("it goes to one that is there");
             assert_eq!(delivery.delivery_id, taker.last_delivery + 1, "delivery ids are dense");
@@ -279,7 +298,7 @@ impl Pair {
     fn leave(&mut self, who: usize) {
         let successor = self.taker();
         let gone = std::mem::replace(&mut self.takers[who], successor);
-        self.queue.close_consumer(gone.key, &mut self.memory);
+        self.queue.close_consumer(gone.key, Now::default(), &mut self.memory);
         self.ready.extend(gone.in_flight.values());
     }
 
@@ -295,7 +314,7 @@ impl Pair {
         let QueueOptions { messages_max, bytes_max, .. } = *queue.options();
         assert!(messages_max == 0 || queue.messages() <= messages_max);
         assert!(bytes_max == 0 || queue.bytes() <= bytes_max);
-        let (peeked, more) = queue.peek(0, 1000, 1 << 20);
+        let (peeked, more) = queue.peek(self.subscription, 0, 1000, 1 << 20);
         let sequences: Vec<u64> = peeked.iter().map(|message| message.sequence).collect();
         assert_eq!(sequences, self.ready.iter().copied().collect::<Vec<_>>());
         assert!(!more);

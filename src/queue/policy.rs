@@ -2,6 +2,7 @@
 
 use crate::limits::{self, NAME_BYTES_MAX};
 use crate::protocol::error::ErrorCode;
+pub use crate::queue::backoff::{Backoff, BackoffRule};
 
 /// What happens to a publish that does not fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,13 +31,55 @@ pub struct QueueOptions {
     pub message_bytes_max: u64,
 }
 
+/// Options of a subscription.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubscriptionOptions {
+    /// How long a consumer has a message before it counts as failed, in milliseconds.
+    pub lease_ms: u32,
+    /// A message that failed so often is dead-lettered; `ATTEMPTS_UNLIMITED`: it never is.
+    pub max_attempts: u32,
+    /// How long a failed message waits.
+    pub backoff: Backoff,
+    /// Where dead letters go; `None`: to the queue's name with `.dead` behind it.
+    pub dead_letter: Option<Box<str>>,
+    /// Messages in flight at most, of all consumers together; 0: no limit of its own.
+    pub unacked_max: u64,
+    /// The subscription ends when it had no consumer for so long; 0: never.
+    pub expires_after_ms: u64,
+}
+
+impl Default for SubscriptionOptions {
+    fn default() -> Self {
+        SubscriptionOptions {
+            lease_ms: limits::LEASE_MS_DEFAULT,
+            max_attempts: limits::ATTEMPTS_DEFAULT,
+            backoff: Backoff::default(),
+            dead_letter: None,
+            unacked_max: 0,
+            expires_after_ms: 0,
+        }
+    }
+}
+
+/// Where a new subscription begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With the next message.
+    Now,
+    /// With the oldest that another subscription still holds.
+    Oldest,
+}
+
 /// Bounds that a queue keeps by itself, whatever its options.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueBounds {
     /// Messages in flight of one subscription; at the bound it pauses.
     pub in_flight_max: u64,
-    /// Messages from the oldest chunk held to the cursor; at the bound the subscription pauses.
+    /// Messages from the oldest unacked to the cursor; at the bound the subscription pauses.
     pub ack_span_max: u64,
+    /// Messages of one subscription that wait for their back-off or their move; at the bound it
+    /// pauses.
+    pub retry_waiting_max: u64,
     /// Producer ids remembered.
     pub producers_max: usize,
     /// Bytes that a producer handle is granted ahead.
@@ -48,6 +91,7 @@ impl Default for QueueBounds {
         QueueBounds {
             in_flight_max: limits::IN_FLIGHT_MAX,
             ack_span_max: limits::ACK_SPAN_MAX,
+            retry_waiting_max: limits::RETRY_WAITING_MAX,
             producers_max: limits::PRODUCERS_PER_QUEUE_MAX,
             window_bytes: limits::WINDOW_BYTES,
         }

@@ -11,7 +11,6 @@ use crate::queue::Queue;
 use crate::queue::assembly::Assembly;
 use crate::queue::memory::{Memory, MemoryFull};
 use crate::queue::policy::{BLOCK_RETRY_MS, Block, OnFull, QueueOptions, REJECT_RETRY_MS, Refusal};
-use crate::queue::subscription::Parts;
 
 /// Tags whose meaning this version does not carry out yet: refused rather than ignored.
 const UNSUPPORTED_TAGS: u32 = 1 << Tag::Key as u8
@@ -163,6 +162,7 @@ impl Queue {
         wall: Wall,
         memory: &mut Memory,
     ) -> Result<(), Refused> {
+        let nobody = self.turns.is_empty();
         let producer = self.producers.at_mut(key).expect("the caller looked it up");
         if producer.received_bytes > producer.window_bytes_total {
             let limit = Some(("window_bytes_total", producer.window_bytes_total));
@@ -193,6 +193,11 @@ impl Queue {
             let text = format!("producer sequence {first} where {expected} comes next");
             return Err(Refused::new(ErrorCode::SequenceGap, text));
         }
+        if nobody {
+            let text = format!("queue `{}` has no subscription; nobody would get it", self.name);
+            let refused = Refused::new(ErrorCode::NoSubscription, text);
+            return Err(Refused { retry_after_ms: BLOCK_RETRY_MS, ..refused });
+        }
         if header.priority != 0 || batch.broker_tags & UNSUPPORTED_TAGS != 0 {
             let text = "priority, key, deliver_at, expires_at and dedup_id are not supported yet";
             return Err(Refused::new(ErrorCode::Unsupported, text));
@@ -220,7 +225,9 @@ impl Queue {
         if allowed == count && self.blocked.is_none() {
             let bytes = intake.batch.records().len() as u64;
             if self.room_for(u64::from(count), bytes).is_ok()
-                && self.append(intake.batch.wire, count, bytes, intake.accepted_us, memory).is_ok()
+                && self
+                    .append(intake.batch.wire, (count, bytes), None, intake.accepted_us, memory)
+                    .is_ok()
             {
                 intake.taken = count;
                 return Ok(());
@@ -259,7 +266,7 @@ impl Queue {
             }
             if fitting > 0 && self.blocked.is_none() {
                 batch::cut(&intake.batch, intake.taken, fitting, &mut part);
-                match self.append(&part, fitting, bytes, intake.accepted_us, memory) {
+                match self.append(&part, (fitting, bytes), None, intake.accepted_us, memory) {
                     Ok(()) => {
                         intake.taken += fitting;
                         continue;
@@ -305,14 +312,7 @@ impl Queue {
                     ErrorCode::QueueBytesMax => (RUN_RECORDS_MAX as u32, over_bytes),
                     _ => (RUN_RECORDS_MAX as u32, u64::MAX),
                 };
-                let parts = &mut Parts {
-                    log: &mut self.log,
-                    counters: &mut self.counters,
-                    memory,
-                    bounds: &self.bounds,
-                };
-                let dropped = self.subscription.drop_oldest(count_max, bytes_max, parts);
-                self.counters.dropped_oldest += dropped;
+                let dropped = self.drop_oldest(count_max, bytes_max, memory);
                 if dropped > 0 {
                     return Ok(0);
                 }
@@ -370,12 +370,10 @@ impl Queue {
         if assembly.body_bytes_left() > 0 {
             return Err(bad("the fragments are shorter than the first one said"));
         }
-        let bytes = assembly.records_bytes();
-        self.finish_large(bytes, memory)?;
+        self.finish_large(assembly.records_bytes(), memory)?;
         let producer = self.producers.at_mut(key).expect("nothing closes it meanwhile");
         producer.note_taken(producer.next_sequence + 1, 0, 0);
-        self.log.append_large(assembly.into_chunks(), bytes);
-        self.note_appended(1, bytes);
+        self.append_large(assembly, None, memory);
         Ok(())
     }
 
@@ -457,23 +455,59 @@ impl Queue {
         Refused { limit, retry_after_ms, ..Refused::new(full.code, self.full_text(full)) }
     }
 
-    fn append(
+    /// Appends a checked batch, for all subscriptions or for one of them.
+    pub(super) fn append(
         &mut self,
         wire: &[u8],
-        count: u32,
-        bytes: u64,
+        (count, bytes): (u32, u64),
+        only: Option<Key>,
         accepted_us: u64,
         memory: &mut Memory,
     ) -> Result<(), MemoryFull> {
-        self.log.append(wire, count, accepted_us, memory)?;
-        self.note_appended(u64::from(count), bytes);
+        self.log.append(wire, count, self.holders(only), accepted_us, memory)?;
+        self.note_appended(u64::from(count), bytes, only, memory);
         Ok(())
     }
 
-    fn note_appended(&mut self, count: u64, bytes: u64) {
-        self.subscription.handle_appended(count, bytes);
+    /// Appends a whole large message, for all subscriptions or for one of them.
+    pub(super) fn append_large(
+        &mut self,
+        assembly: Assembly,
+        only: Option<Key>,
+        memory: &mut Memory,
+    ) {
+        let bytes = assembly.records_bytes();
+        self.log.append_large(assembly.into_chunks(), bytes, self.holders(only));
+        self.note_appended(1, bytes, only, memory);
+    }
+
+    fn holders(&self, only: Option<Key>) -> u64 {
+        only.map_or(self.turns.len() as u64, |_| 1)
+    }
+
+    fn note_appended(&mut self, count: u64, bytes: u64, only: Option<Key>, memory: &mut Memory) {
+        match only {
+            None => {
+                for (_, subscription) in self.subscriptions.iter_mut() {
+                    subscription.handle_appended(count, bytes);
+                }
+            }
+            Some(only) => self.note_appended_for(only, count, bytes, memory),
+        }
         self.counters.published += count;
         self.counters.published_bytes += bytes;
+    }
+
+    fn note_appended_for(&mut self, only: Key, count: u64, bytes: u64, memory: &mut Memory) {
+        let end = self.log.next_sequence();
+        for nth in 0..self.turns.len() {
+            let key = self.turns[nth];
+            let Some((subscription, mut parts)) = self.parts(key, memory) else { continue };
+            match key == only {
+                true => subscription.handle_appended(count, bytes),
+                false => subscription.handle_passed_over(end - count, end, &mut parts),
+            }
+        }
     }
 
     /// Records before the first that is over the message limit.

@@ -1,22 +1,34 @@
-//! A subscription: the cursor into the log, what came back, and who gets what.
+//! A subscription: its cursor into the log, what came back, and who gets what.
 //!
 //! ```text
-//!              run_at(cursor)            ack
-//!   log ------------------> in flight ---------> done
-//!                ^              |
-//!                '- returned <--'  consumer closed: ready at once, at its old place
+//!              run_at(cursor)             ack
+//!   log -------------------> in flight ---------> done
+//!                 ^            |   |   \
+//!                 |- returned -'   |    `-- rejected, failed too often: dead letter
+//!                 |                |
+//!                 '--- waiting <---'  failed: after its back-off
 //! ```
 //!
-//! What was returned goes ahead of the cursor, by sequence: its sequences are all smaller.
+//! What comes back is ready at its old place: by sequence, ahead of all that is newer.
 
+use crate::base::prng::Prng;
 use crate::base::slot_map::{Key, SlotMap};
-use crate::base::time::Mono;
-use crate::queue::consumer::{Consumer, ConsumerOptions, LargeProgress, Lease, Owner, PullState};
-use crate::queue::counters::Counters;
+use crate::base::time::{Mono, Now, Wall};
+use crate::queue::consumer::{Consumer, ConsumerOptions, LargeProgress, Owner};
+use crate::queue::counters::{Counters, SubscriptionCounters};
+use crate::queue::dead::DeadLetters;
+use crate::queue::due::{DUE_BYTES, DueSet};
+use crate::queue::lease::{LEASE_BYTES, Lease};
 use crate::queue::log::{Log, Position, Run, RunBytes};
 use crate::queue::memory::{Account, Memory};
-use crate::queue::policy::QueueBounds;
-use std::collections::{BTreeMap, VecDeque};
+use crate::queue::policy::{QueueBounds, SubscriptionOptions};
+use crate::queue::portion::{History, Portion};
+use crate::queue::pulls::Pulls;
+use crate::queue::skips::{SKIP_BYTES, Skips};
+use std::collections::{BTreeSet, VecDeque};
+
+pub use crate::queue::pulls::PullEnd;
+pub use crate::queue::settle::{Acked, ExtendError, NackRequest, NeverDelivered};
 
 /// Part of a run, on its way to a consumer.
 pub struct Delivery {
@@ -36,38 +48,6 @@ pub struct Delivery {
     pub checksum: bool,
 }
 
-/// A pull has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PullEnd {
-    /// Whose.
-    pub owner: Owner,
-    /// Which.
-    pub correlation: u32,
-    /// What it brought.
-    pub messages: u32,
-}
-
-/// What became of an ack.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Acked {
-    /// Messages that are done by it.
-    pub acked: u64,
-    /// Messages that were in flight no more.
-    pub late: u64,
-}
-
-/// The range names deliveries that were never given out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("deliveries {first} to {last} were not given out; the last is {delivered}")]
-pub struct NeverDelivered {
-    /// As asked.
-    pub first: u64,
-    /// As asked.
-    pub last: u64,
-    /// The last delivery id given out completely.
-    pub delivered: u64,
-}
-
 /// The parts of a queue that a subscription works on.
 pub struct Parts<'a> {
     /// The messages.
@@ -78,52 +58,105 @@ pub struct Parts<'a> {
     pub memory: &'a mut Memory,
     /// The bounds of the queue.
     pub bounds: &'a QueueBounds,
+    /// For the jitter of back-offs.
+    pub prng: &'a mut Prng,
 }
 
 /// See the module.
 pub struct Subscription {
-    cursor: Position,
-    /// Sequence of the message at the cursor.
-    cursor_sequence: u64,
-    returned: BTreeMap<u64, Run>,
-    ready: u64,
-    ready_bytes: u64,
-    in_flight: u64,
-    in_flight_bytes: u64,
-    consumers: SlotMap<Consumer>,
+    pub(super) name: Box<str>,
+    pub(super) options: SubscriptionOptions,
+    pub(super) created: Wall,
+    pub(super) cursor: Position,
+    /// Sequence of the message at the cursor; never one that is skipped.
+    pub(super) cursor_sequence: u64,
+    /// What is not for it, ahead of the cursor.
+    pub(super) skips: Skips,
+    pub(super) due: DueSet,
+    pub(super) dead: DeadLetters,
+    pub(super) ready: u64,
+    pub(super) in_flight: u64,
+    pub(super) delayed: u64,
+    pub(super) dead_lettering: u64,
+    /// Of everything held.
+    pub(super) bytes: u64,
+    pub(super) counters: SubscriptionCounters,
+    pub(super) consumers: SlotMap<Consumer>,
     /// Consumers that want messages, each once, served in turn.
     wanting: VecDeque<Key>,
-    /// Pulls that have ended, not yet polled.
-    pulls_ended: VecDeque<PullEnd>,
-    /// Consumers with waiting pulls.
-    pulling: Vec<Key>,
+    pub(super) pulls: Pulls,
     /// Consumers in the middle of a large message.
     large_count: usize,
+    /// When to look for leases that have ended: each consumer once at most.
+    pub(super) lease_timers: BTreeSet<(Mono, Key)>,
+    /// Since when it has no consumer.
+    pub(super) idle_since: Option<Mono>,
+    /// No message in flight or waiting has a smaller sequence.
+    pub(super) span_floor: u64,
+    /// Whether one may have become the smallest that is greater.
+    pub(super) span_stale: bool,
+    paused: Option<&'static str>,
+    /// Bytes charged for what came back, dead letters and skips.
+    charged_bytes: usize,
 }
-
-impl Default for Subscription {
-    fn default() -> Self {
-        Subscription {
-            cursor: Position::chunk_start(0),
-            cursor_sequence: 1,
-            returned: BTreeMap::new(),
-            ready: 0,
-            ready_bytes: 0,
-            in_flight: 0,
-            in_flight_bytes: 0,
-            consumers: SlotMap::default(),
-            wanting: VecDeque::new(),
-            pulls_ended: VecDeque::new(),
-            pulling: Vec::new(),
-            large_count: 0,
-        }
-    }
-}
-
-const LEASE_BYTES: usize = size_of::<Lease>();
-const RETURNED_BYTES: usize = 2 * size_of::<(u64, Run)>();
 
 impl Subscription {
+    /// One that holds nothing yet and begins at `cursor`.
+    pub(super) fn new(
+        name: &str,
+        options: SubscriptionOptions,
+        now: Now,
+        cursor: Position,
+        cursor_sequence: u64,
+    ) -> Subscription {
+        Subscription {
+            name: name.into(),
+            options,
+            created: now.wall,
+            cursor,
+            cursor_sequence,
+            skips: Skips::default(),
+            due: DueSet::default(),
+            dead: DeadLetters::default(),
+            ready: 0,
+            in_flight: 0,
+            delayed: 0,
+            dead_lettering: 0,
+            bytes: 0,
+            counters: SubscriptionCounters::default(),
+            consumers: SlotMap::default(),
+            wanting: VecDeque::new(),
+            pulls: Pulls::default(),
+            large_count: 0,
+            lease_timers: BTreeSet::new(),
+            idle_since: Some(now.mono),
+            span_floor: cursor_sequence,
+            span_stale: true,
+            paused: None,
+            charged_bytes: 0,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its options.
+    pub fn options(&self) -> &SubscriptionOptions {
+        &self.options
+    }
+
+    /// When it was made.
+    pub fn created(&self) -> Wall {
+        self.created
+    }
+
+    /// What went in and out.
+    pub fn counters(&self) -> &SubscriptionCounters {
+        &self.counters
+    }
+
     /// Messages ready to be delivered.
     pub fn ready(&self) -> u64 {
         self.ready
@@ -134,9 +167,39 @@ impl Subscription {
         self.in_flight
     }
 
-    /// Bytes of the records that are ready or in flight.
+    /// Failed messages that wait for their back-off.
+    pub fn delayed(&self) -> u64 {
+        self.delayed
+    }
+
+    /// Messages on their way to another queue.
+    pub fn dead_lettering(&self) -> u64 {
+        self.dead_lettering
+    }
+
+    /// Messages held, in every state.
+    pub fn messages(&self) -> u64 {
+        self.ready + self.in_flight + self.delayed + self.dead_lettering
+    }
+
+    /// Bytes of the records held, in every state.
     pub fn bytes(&self) -> u64 {
-        self.ready_bytes + self.in_flight_bytes
+        self.bytes
+    }
+
+    /// Sequence of the next message that was never delivered.
+    pub fn cursor_sequence(&self) -> u64 {
+        self.cursor_sequence
+    }
+
+    /// Why nothing is delivered although something is ready, where a bound is the reason.
+    pub fn paused_reason(&self) -> Option<&'static str> {
+        self.paused.filter(|_| self.ready > 0)
+    }
+
+    /// Why dead letters wait, where they do.
+    pub fn dead_letter_reason(&self) -> Option<&'static str> {
+        self.dead.reason()
     }
 
     /// Consumers open.
@@ -154,54 +217,85 @@ impl Subscription {
         self.consumers.at(key)
     }
 
+    /// Everything that is held but not ready, for the checkers: in flight, waiting, on its way.
+    pub fn held(&self) -> [Vec<&Portion>; 3] {
+        let consumers = self.consumers.iter();
+        let in_flight = consumers.flat_map(|(_, consumer)| consumer.leases.portions()).collect();
+        [in_flight, self.due.waiting().collect(), self.dead.portions().collect()]
+    }
+
     /// The log got `count` messages more.
-    pub fn handle_appended(&mut self, count: u64, bytes: u64) {
+    #[inline]
+    pub(super) fn handle_appended(&mut self, count: u64, bytes: u64) {
         self.ready += count;
-        self.ready_bytes += bytes;
+        self.bytes += bytes;
+        self.counters.entered += count;
+    }
+
+    /// The log got messages, the last ones, that are not for this subscription.
+    pub(super) fn handle_passed_over(&mut self, first: u64, end: u64, parts: &mut Parts<'_>) {
+        self.skips.add(first, end);
+        self.settle_cursor(parts.log);
+        self.settle_charge(parts);
     }
 
     /// Opens a consumer.
-    pub fn open_consumer(&mut self, owner: Owner, options: ConsumerOptions) -> Key {
-        let key = self.consumers.insert(Consumer::new(owner, options));
+    pub(super) fn open_consumer(&mut self, owner: Owner, options: ConsumerOptions) -> Key {
+        let consumer = Consumer::new(owner, options, self.options.lease_ms);
+        let key = self.consumers.insert(consumer);
+        self.idle_since = None;
         self.enqueue(key);
         key
     }
 
     /// Adds credit. False if it would pass what a consumer may hold, or it is gone.
-    pub fn add_credit(&mut self, key: Key, messages: u32, bytes: u64) -> bool {
+    pub(super) fn add_credit(&mut self, key: Key, messages: u32, bytes: u64) -> bool {
         let added = self.consumers.at_mut(key).is_some_and(|c| c.add_credit(messages, bytes));
         self.enqueue(key);
         added
     }
 
-    /// Starts a pull.
-    pub fn pull(&mut self, key: Key, pull: PullState) {
-        let Some(consumer) = self.consumers.at_mut(key) else {
-            return;
-        };
-        consumer.pulls.push_back(pull);
-        if consumer.pulls.len() == 1 {
-            self.pulling.push(key);
-        }
-        self.enqueue(key);
-    }
-
     /// The consumer's connection can take bytes again.
-    pub fn handle_unstalled(&mut self, key: Key) {
+    pub(super) fn handle_unstalled(&mut self, key: Key) {
         if let Some(consumer) = self.consumers.at_mut(key) {
             consumer.stalled = false;
         }
         self.enqueue(key);
     }
 
+    /// Closes a consumer; what it has in flight is ready again at its old place.
+    pub(super) fn close_consumer(&mut self, key: Key, now: Now, parts: &mut Parts<'_>) {
+        self.drop_pulls(key, parts);
+        let Some(mut consumer) = self.consumers.remove(key) else {
+            return;
+        };
+        self.wanting.retain(|&other| other != key);
+        self.large_count -= usize::from(consumer.large.is_some());
+        if let Some(armed) = consumer.armed {
+            self.lease_timers.remove(&(armed, key));
+        }
+        parts.memory.budget.release(Account::InFlight, LEASE_BYTES * consumer.leases.records());
+        for portion in consumer.leases.drain() {
+            self.give_back(portion, parts);
+        }
+        if self.consumers.is_empty() {
+            self.idle_since = Some(now.mono);
+        }
+    }
+
     /// The next delivery, to a consumer whose connection `can_take` one. Call until `None`; then
     /// poll [`Subscription::poll_pull_end`].
-    pub fn poll_delivery(
+    pub(super) fn poll_delivery(
         &mut self,
+        now: Now,
         parts: &mut Parts<'_>,
         can_take: &mut impl FnMut(Owner) -> bool,
     ) -> Option<Delivery> {
-        let mut serving = self.ready > 0 && !self.is_paused(parts);
+        let mut serving = self.ready > 0;
+        if serving {
+            self.paused = self.pause(parts);
+            serving = self.paused.is_none();
+        }
         if !serving && self.large_count == 0 {
             return None;
         }
@@ -219,11 +313,12 @@ impl Subscription {
                 continue;
             }
             if let Some(large) = consumer.large {
-                return Some(self.deliver_fragment(key, large, parts));
+                return Some(self.deliver_fragment(key, large, now, parts));
             }
             let (records_max, bytes_max) = consumer.allowance();
-            if serving && let Some(run) = self.take_run(parts, records_max, bytes_max) {
-                return Some(self.deliver(key, run, parts));
+            let records_max = u64::from(records_max).min(self.room(parts.bounds)) as u32;
+            if serving && let Some((run, history)) = self.take_run(parts, records_max, bytes_max) {
+                return Some(self.deliver(key, run, history, now, parts));
             }
             // Nothing for this one, but another may be in the middle of a large message.
             serving = false;
@@ -232,143 +327,64 @@ impl Subscription {
         None
     }
 
-    /// A pull that has ended: it has all it may, or something and there is no more at hand, or its
-    /// time is over. Poll after [`Subscription::poll_delivery`] gave `None`.
-    pub fn poll_pull_end(&mut self, now: Mono, parts: &Parts<'_>) -> Option<PullEnd> {
-        let nothing_at_hand = self.ready == 0 || self.is_paused(parts);
-        let mut nth = if nothing_at_hand { 0 } else { self.pulling.len() };
-        while nth < self.pulling.len() && self.pulls_ended.is_empty() {
-            let key = self.pulling[nth];
-            let Some(consumer) = self.consumers.at_mut(key) else {
-                self.pulling.swap_remove(nth);
-                continue;
-            };
-            let over = |pull: &PullState| pull.brought > 0 || pull.deadline <= now;
-            if consumer.large.is_none()
-                && !consumer.stalled
-                && consumer.pulls.front().is_some_and(over)
-            {
-                self.end_pull(key);
-            } else {
-                nth += 1;
-            }
+    /// Removes all that is ready or waits. Returns messages and bytes.
+    pub(super) fn purge(&mut self, parts: &mut Parts<'_>) -> (u64, u64) {
+        let messages = self.ready + self.delayed;
+        let [in_flight, _, dead] = self.held();
+        let stays = in_flight.iter().chain(&dead).map(|portion| portion.bytes(parts.log)).sum();
+        let bytes = self.bytes - stays;
+        for portion in self.due.drain() {
+            parts.log.done(portion.run.at.chunk, portion.left());
         }
-        self.pulls_ended.pop_front()
-    }
-
-    /// When the next pull is over, of those that are not over at `now`. Of each consumer only the
-    /// oldest counts: the others begin when it has ended.
-    pub fn pull_deadline(&self, now: Mono) -> Option<Mono> {
-        let first = |key: &Key| Some(self.consumers.at(*key)?.pulls.front()?.deadline);
-        self.pulling.iter().filter_map(first).filter(|&deadline| deadline > now).min()
-    }
-
-    /// Pulls that a consumer has waiting.
-    pub fn pull_count(&self, key: Key) -> usize {
-        self.consumers.at(key).map_or(0, |consumer| consumer.pulls.len())
-    }
-
-    /// Ends deliveries `first..=last` of a consumer.
-    ///
-    /// # Errors
-    /// If some of them were never given out; then none is ended.
-    pub fn ack(
-        &mut self,
-        key: Key,
-        first: u64,
-        last: u64,
-        parts: &mut Parts<'_>,
-    ) -> Result<Acked, NeverDelivered> {
-        let Some(consumer) = self.consumers.at_mut(key) else {
-            return Ok(Acked::default());
-        };
-        let delivered = match consumer.large {
-            Some(large) => large.delivery_id - 1,
-            None => consumer.next_delivery - 1,
-        };
-        if first == 0 || first > last || last > delivered {
-            return Err(NeverDelivered { first, last, delivered });
-        }
-        let mut acked = 0;
-        let mut index = consumer.leases.partition_point(|lease| lease.end_delivery() <= first);
-        while let Some(lease) = consumer.leases.get_mut(index)
-            && lease.first_delivery <= last
-        {
-            let from = first.max(lease.first_delivery) - lease.first_delivery;
-            let to = (last + 1).min(lease.end_delivery()) - lease.first_delivery;
-            let (count, bytes) = end_range(lease, from as u32, to as u32, parts.log);
-            acked += u64::from(count);
-            self.in_flight_bytes -= bytes;
-            consumer.finished += usize::from(count > 0 && lease.left == 0);
-            index += 1;
-        }
-        let dropped = consumer.drop_finished();
-        parts.memory.budget.release(Account::InFlight, LEASE_BYTES * dropped);
-        self.in_flight -= acked;
-        parts.counters.acked += acked;
-        Ok(Acked { acked, late: last - first + 1 - acked })
-    }
-
-    /// Closes a consumer; what it has in flight is ready again at its old place.
-    pub fn close_consumer(&mut self, key: Key, parts: &mut Parts<'_>) {
-        let Some(consumer) = self.consumers.remove(key) else {
-            return;
-        };
-        self.pulling.retain(|&other| other != key);
-        self.wanting.retain(|&other| other != key);
-        self.pulls_ended.retain(|end| end.owner != consumer.owner);
-        self.large_count -= usize::from(consumer.large.is_some());
-        for lease in &consumer.leases {
-            parts.memory.budget.release(Account::InFlight, LEASE_BYTES);
-            let mut from = 0;
-            while let Some((skip, take)) = lease.next_unacked(from, lease.run.count) {
-                let mut run = parts.log.part(&lease.run, skip, take);
-                run.attempts = run.attempts.saturating_add(1);
-                self.put_back(run, parts);
-                from = skip + take;
-            }
-        }
-    }
-
-    /// Drops the oldest messages that nobody has in flight, at most `count_max` of one run,
-    /// the last of which may pass `bytes_max`.
-    /// Returns how many.
-    pub fn drop_oldest(&mut self, count_max: u32, bytes_max: u64, parts: &mut Parts<'_>) -> u64 {
-        let Some(run) = self.take_run(parts, count_max, bytes_max) else {
-            return 0;
-        };
-        parts.log.done(run.at.chunk, run.count);
-        u64::from(run.count)
-    }
-
-    /// Removes all that is ready. Returns messages and bytes.
-    pub fn purge(&mut self, parts: &mut Parts<'_>) -> (u64, u64) {
-        let mut removed = 0;
-        for run in std::mem::take(&mut self.returned).into_values() {
-            parts.memory.budget.release(Account::InFlight, RETURNED_BYTES);
-            parts.log.done(run.at.chunk, run.count);
-            removed += u64::from(run.count);
-        }
-        removed += parts.log.done_from(self.cursor);
-        self.cursor = parts.log.end();
-        self.cursor_sequence = parts.log.next_sequence();
-        assert_eq!(removed, self.ready, "what is ready is what was returned and what is ahead");
+        self.drop_ahead(parts);
         self.ready = 0;
-        (removed, std::mem::take(&mut self.ready_bytes))
+        self.delayed = 0;
+        self.bytes = stays;
+        self.counters.purged += messages;
+        parts.counters.purged += messages;
+        self.settle_charge(parts);
+        (messages, bytes)
+    }
+
+    /// Removes everything; its consumers are gone already. Returns messages and bytes.
+    pub(super) fn clear(&mut self, parts: &mut Parts<'_>) -> (u64, u64) {
+        let removed = (self.messages(), self.bytes);
+        self.purge(parts);
+        for portion in self.dead.drain() {
+            parts.log.done(portion.run.at.chunk, portion.left());
+        }
+        self.counters.purged += self.dead_lettering;
+        parts.counters.purged += self.dead_lettering;
+        (self.dead_lettering, self.bytes) = (0, 0);
+        self.settle_charge(parts);
+        removed
     }
 
     /// Runs that are ready, in the order in which they would be delivered.
-    pub fn ready_runs<'a>(&'a self, log: &'a Log) -> impl Iterator<Item = Run> + 'a {
-        let mut at = self.cursor;
-        let ahead = std::iter::from_fn(move || {
-            let (run, next) = log.run_at(at, u32::MAX, u64::MAX)?;
-            at = next;
+    pub(super) fn ready_runs<'a>(&'a self, log: &'a Log) -> impl Iterator<Item = Run> + 'a {
+        let mut back: VecDeque<Run> =
+            self.due.ready().flat_map(|portion| portion.stretches(log)).collect();
+        back.make_contiguous().sort_unstable_by_key(|run| run.sequence);
+        let (mut at, mut sequence) = (self.cursor, self.cursor_sequence);
+        std::iter::from_fn(move || {
+            while let Some(end) = self.skips.end_of(sequence) {
+                (at, sequence) = (log.seek(at, end), end);
+            }
+            let stop = self.skips.next_from(sequence).unwrap_or(u64::MAX);
+            let first_back = back.front().map_or(u64::MAX, |run| run.sequence);
+            if first_back < sequence {
+                return back.pop_front();
+            }
+            let records_max = (stop.min(first_back) - sequence).min(u64::from(u32::MAX)) as u32;
+            let Some((run, next)) = log.run_at(at, records_max, u64::MAX) else {
+                return back.pop_front();
+            };
+            (at, sequence) = (next, run.sequence + u64::from(run.count));
             Some(run)
-        });
-        self.returned.values().copied().chain(ahead)
+        })
     }
 
-    fn enqueue(&mut self, key: Key) {
+    pub(super) fn enqueue(&mut self, key: Key) {
         if let Some(consumer) = self.consumers.at_mut(key)
             && !consumer.queued
             && consumer.wants()
@@ -378,106 +394,194 @@ impl Subscription {
         }
     }
 
-    fn is_paused(&self, parts: &Parts<'_>) -> bool {
-        let oldest = parts.log.first_sequence();
-        self.in_flight >= parts.bounds.in_flight_max
-            || self.is_short_of_memory(parts)
-            // What was returned is old, so it makes the span no longer; and with nothing in flight
-            // no ack would ever end the pause.
-            || (self.in_flight > 0
-                && self.returned.is_empty()
-                && self.cursor_sequence.saturating_sub(oldest) >= parts.bounds.ack_span_max)
+    /// The bound that holds deliveries up, if one does.
+    pub(super) fn pause(&mut self, parts: &Parts<'_>) -> Option<&'static str> {
+        let unacked_max = self.options.unacked_max;
+        if unacked_max > 0 && self.in_flight >= unacked_max {
+            Some("unacked_max")
+        } else if self.in_flight >= parts.bounds.in_flight_max {
+            Some("in_flight_max")
+        } else if self.is_short_of_memory(parts.memory) {
+            Some("memory_limit")
+        } else if self.delayed + self.dead_lettering >= parts.bounds.retry_waiting_max {
+            Some("retry_waiting_max")
+        // What came back is old, so it makes the span no longer; and with nothing in flight or
+        // waiting there is no end of it that would end the pause.
+        } else if self.in_flight + self.delayed > 0
+            && self.due.first_ready().is_none()
+            && self.is_span_over(parts.bounds.ack_span_max)
+        {
+            Some("ack_span_max")
+        } else {
+            None
+        }
     }
 
     /// Whether there is no memory to remember one more run in flight. With nothing in flight one is
     /// delivered all the same: it is by acks that memory becomes free.
-    pub fn is_short_of_memory(&self, parts: &Parts<'_>) -> bool {
-        self.in_flight > 0
-            && parts.memory.budget.free_for_leases() < (LEASE_BYTES + RETURNED_BYTES) as u64
+    pub(super) fn is_short_of_memory(&self, memory: &Memory) -> bool {
+        self.in_flight > 0 && memory.budget.free_for_leases() < (LEASE_BYTES + DUE_BYTES) as u64
     }
 
-    /// Takes messages out of ready: returned ones first, then from the cursor.
-    fn take_run(&mut self, parts: &mut Parts<'_>, records_max: u32, bytes_max: u64) -> Option<Run> {
+    /// The floor is looked for only where it may decide, and not again until it has moved.
+    fn is_span_over(&mut self, span_max: u64) -> bool {
+        let span = |floor: u64| self.cursor_sequence.saturating_sub(floor);
+        if span(self.span_floor) < span_max {
+            return false;
+        }
+        if std::mem::take(&mut self.span_stale) {
+            let [in_flight, waiting, _] = self.held();
+            let firsts = in_flight.iter().chain(&waiting).map(|portion| portion.first_sequence());
+            self.span_floor = firsts.min().unwrap_or(self.cursor_sequence);
+        }
+        self.cursor_sequence.saturating_sub(self.span_floor) >= span_max
+    }
+
+    /// Takes messages out of ready: the oldest.
+    pub(super) fn take_run(
+        &mut self,
+        parts: &mut Parts<'_>,
+        records_max: u32,
+        bytes_max: u64,
+    ) -> Option<(Run, History)> {
+        let mut records_max = records_max;
         if self.ready == 0 || records_max == 0 {
             return None;
         }
-        let run = match self.returned.pop_first() {
-            Some((_, whole)) => {
-                let count = parts.log.front_count(&whole, records_max, bytes_max);
-                if count < whole.count {
-                    let rest = parts.log.part(&whole, count, whole.count - count);
-                    self.returned.insert(rest.sequence, rest);
-                } else {
-                    parts.memory.budget.release(Account::InFlight, RETURNED_BYTES);
-                }
-                parts.log.part(&whole, 0, count)
+        let back = self.due.first_ready();
+        let (run, history) = if back.is_some_and(|sequence| sequence < self.cursor_sequence) {
+            let taken = self.due.take_front(parts.log, records_max, bytes_max);
+            self.settle_charge(parts);
+            taken
+        } else {
+            let stop = back.into_iter().chain(self.skips.first()).min();
+            if let Some(stop) = stop {
+                records_max = records_max.min((stop - self.cursor_sequence).min(1 << 31) as u32);
             }
-            None => {
-                let (run, next) = parts.log.run_at(self.cursor, records_max, bytes_max)?;
-                self.cursor = next;
-                self.cursor_sequence = run.sequence + u64::from(run.count);
-                run
+            let (run, next) = parts.log.run_at(self.cursor, records_max, bytes_max)?;
+            self.cursor = next;
+            self.cursor_sequence = run.sequence + u64::from(run.count);
+            if !self.skips.is_empty() {
+                self.settle_cursor(parts.log);
+                self.settle_charge(parts);
             }
+            (run, History::default())
         };
         self.ready -= u64::from(run.count);
-        self.ready_bytes -= run.bytes;
-        Some(run)
+        Some((run, history))
     }
 
-    fn put_back(&mut self, run: Run, parts: &mut Parts<'_>) {
-        let count = u64::from(run.count);
-        self.in_flight -= count;
-        self.in_flight_bytes -= run.bytes;
-        self.ready += count;
-        self.ready_bytes += run.bytes;
-        parts.counters.returned += count;
-        parts.memory.budget.charge(Account::InFlight, RETURNED_BYTES);
-        let before = self.returned.insert(run.sequence, run);
-        assert!(before.is_none(), "a message is returned by the one that had it");
+    /// Messages that may still be in flight.
+    fn room(&self, bounds: &QueueBounds) -> u64 {
+        let own = match self.options.unacked_max {
+            0 => u64::MAX,
+            max => max,
+        };
+        own.min(bounds.in_flight_max).saturating_sub(self.in_flight)
     }
 
-    fn deliver(&mut self, key: Key, run: Run, parts: &mut Parts<'_>) -> Delivery {
-        let consumer = self.consumers.at_mut(key).expect("the caller looked it up");
-        let delivery_id = consumer.next_delivery;
-        consumer.next_delivery += u64::from(run.count);
-        consumer.spend(run.count, run.bytes);
+    /// Moves the cursor past what is skipped.
+    pub(super) fn settle_cursor(&mut self, log: &Log) {
+        let next = self.skips.pass(self.cursor_sequence);
+        if next != self.cursor_sequence {
+            self.cursor = log.seek(self.cursor, next);
+            self.cursor_sequence = next;
+        }
+    }
+
+    /// Counts everything from the cursor on as done, and moves it to the end.
+    fn drop_ahead(&mut self, parts: &mut Parts<'_>) {
+        let (at, mut sequence) = (self.cursor, self.cursor_sequence);
+        let end = parts.log.next_sequence();
+        for (first, past) in self.skips.iter().chain([(end, end)]) {
+            parts.log.done_between(at, sequence, first);
+            sequence = past;
+        }
+        self.skips.clear();
+        self.cursor = parts.log.end();
+        self.cursor_sequence = end;
+    }
+
+    /// Charges what is remembered of messages that came back, dead letters and skips.
+    pub(super) fn settle_charge(&mut self, parts: &mut Parts<'_>) {
+        let bytes =
+            self.due.entries() * DUE_BYTES + self.dead.bytes() + self.skips.len() * SKIP_BYTES;
+        if bytes != self.charged_bytes {
+            parts.memory.budget.charge(Account::InFlight, bytes);
+            parts.memory.budget.release(Account::InFlight, self.charged_bytes);
+            self.charged_bytes = bytes;
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        key: Key,
+        run: Run,
+        mut history: History,
+        now: Now,
+        parts: &mut Parts<'_>,
+    ) -> Delivery {
         let count = u64::from(run.count);
+        let again = if history.attempts > 0 { count } else { 0 };
+        history.attempts = history.attempts.saturating_add(1);
         parts.counters.delivered += count;
         parts.counters.delivered_bytes += run.bytes;
-        parts.counters.redelivered += if run.attempts > 0 { count } else { 0 };
-        if !consumer.auto_ack || run.large {
+        parts.counters.redelivered += again;
+        self.counters.delivered += count;
+        self.counters.delivered_bytes += run.bytes;
+        self.counters.redelivered += again;
+        let consumer = self.consumers.at_mut(key).expect("the caller looked it up");
+        let delivery_id = consumer.next_delivery;
+        consumer.next_delivery += count;
+        if consumer.spend(run.count, run.bytes) {
+            self.pulls.note_brought(key);
+        }
+        let (auto_ack, checksum, owner) = (consumer.auto_ack, consumer.checksum, consumer.owner);
+        if !auto_ack || run.large {
             self.in_flight += count;
-            self.in_flight_bytes += run.bytes;
-            consumer.leases.push_back(Lease::new(delivery_id, run));
+            self.span_floor = self.span_floor.min(run.sequence);
+            consumer.in_flight += count;
+            // The lease of a large message begins when all of it was sent.
+            let deadline = match run.large {
+                true => Mono(u64::MAX),
+                false => now.mono.plus_ms(u64::from(consumer.lease_ms)),
+            };
+            let portion = Portion::whole(run, history);
+            consumer.leases.push(Lease { first_delivery: delivery_id, deadline, portion });
             parts.memory.budget.charge(Account::InFlight, LEASE_BYTES);
+            self.arm(key, deadline);
         }
         if run.large {
-            let large = LargeProgress { run, at: run.at, delivery_id };
-            consumer.large = Some(large);
+            let large = LargeProgress { run, at: run.at, delivery_id, history };
+            if let Some(consumer) = self.consumers.at_mut(key) {
+                consumer.large = Some(large);
+            }
             self.large_count += 1;
-            return self.deliver_fragment(key, large, parts);
+            return self.deliver_fragment(key, large, now, parts);
         }
-        let delivery = Delivery {
-            owner: consumer.owner,
-            bytes: parts.log.run_bytes(&run),
-            delivery_id,
-            count: run.count,
-            attempts: run.attempts.saturating_add(1),
-            fragment: false,
-            checksum: consumer.checksum,
-        };
-        if consumer.auto_ack {
-            parts.counters.acked += count;
+        let bytes = parts.log.run_bytes(&run);
+        if auto_ack {
+            self.count_done(count, run.bytes, parts);
             parts.log.done(run.at.chunk, run.count);
         }
-        self.turn(key);
-        delivery
+        self.turn(key, parts);
+        let attempts = history.attempts;
+        Delivery {
+            owner,
+            bytes,
+            delivery_id,
+            count: run.count,
+            attempts,
+            fragment: false,
+            checksum,
+        }
     }
 
     fn deliver_fragment(
         &mut self,
         key: Key,
         large: LargeProgress,
+        now: Now,
         parts: &mut Parts<'_>,
     ) -> Delivery {
         let (bytes, next) = parts.log.fragment_at(&large.run, large.at);
@@ -488,63 +592,57 @@ impl Subscription {
             bytes,
             delivery_id: large.delivery_id,
             count: 1,
-            attempts: large.run.attempts.saturating_add(1),
+            attempts: large.history.attempts,
             fragment: true,
             checksum: consumer.checksum,
         };
-        let auto_ack = consumer.auto_ack;
         if next.is_none() {
             self.large_count -= 1;
-            if auto_ack {
+            let deadline = now.mono.plus_ms(u64::from(consumer.lease_ms));
+            consumer.leases.begin_newest(deadline);
+            if consumer.auto_ack {
                 let id = large.delivery_id;
                 self.ack(key, id, id, parts).expect("the delivery was just given out");
+            } else {
+                self.arm(key, deadline);
             }
-            self.turn(key);
+            self.turn(key, parts);
         }
         delivery
     }
 
+    /// Messages are acked.
+    pub(super) fn count_done(&mut self, count: u64, bytes: u64, parts: &mut Parts<'_>) {
+        self.bytes -= bytes;
+        self.counters.acked += count;
+        parts.counters.acked += count;
+    }
+
+    /// Sees to it that the consumer is looked at when its next lease ends. A look that comes too
+    /// early sets the next one.
+    #[inline]
+    pub(super) fn arm(&mut self, key: Key, deadline: Mono) {
+        let Some(consumer) = self.consumers.at_mut(key) else { return };
+        if deadline == Mono(u64::MAX) || consumer.armed.is_some_and(|armed| armed <= deadline) {
+            return;
+        }
+        if let Some(armed) = consumer.armed.replace(deadline) {
+            self.lease_timers.remove(&(armed, key));
+        }
+        self.lease_timers.insert((deadline, key));
+    }
+
     /// The consumer at the front of the ring was served: the next one's turn.
-    fn turn(&mut self, key: Key) {
+    fn turn(&mut self, key: Key, parts: &mut Parts<'_>) {
         debug_assert_eq!(self.wanting.front(), Some(&key));
         let Some(consumer) = self.consumers.at_mut(key) else {
             return;
         };
-        let full = |pull: &PullState| pull.messages_left == 0 || pull.bytes_left == 0;
-        if consumer.pulls.front().is_some_and(full) {
-            self.end_pull(key);
+        if let Some(pull) = consumer.pulls.front()
+            && (pull.messages_left == 0 || pull.bytes_left == 0 || pull.over)
+        {
+            self.end_pull(key, parts);
         }
         self.wanting.rotate_left(1);
     }
-
-    fn end_pull(&mut self, key: Key) {
-        let Some(consumer) = self.consumers.at_mut(key) else {
-            return;
-        };
-        let Some(pull) = consumer.pulls.pop_front() else {
-            return;
-        };
-        let (owner, correlation) = (consumer.owner, pull.correlation);
-        if consumer.pulls.is_empty() {
-            self.pulling.retain(|&other| other != key);
-        }
-        self.pulls_ended.push_back(PullEnd { owner, correlation, messages: pull.brought });
-    }
-}
-
-/// Ends messages `from..to` of a lease. Returns how many were in flight, and their bytes.
-fn end_range(lease: &mut Lease, from: u32, to: u32, log: &mut Log) -> (u32, u64) {
-    if from == 0 && lease.left == lease.run.count && to == lease.run.count {
-        lease.left = 0;
-        log.done(lease.run.at.chunk, lease.run.count);
-        return (lease.run.count, lease.run.bytes);
-    }
-    let (mut count, mut bytes) = (0, 0);
-    while let Some((skip, take)) = lease.next_unacked(from, to) {
-        bytes += log.part(&lease.run, skip, take).bytes;
-        lease.mark(skip, take);
-        log.done(lease.run.at.chunk, take);
-        count += take;
-    }
-    (count, bytes)
 }

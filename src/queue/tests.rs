@@ -1,9 +1,11 @@
 //! The queue by itself: order, returns, policies, purge and peek, one at a time. Random histories
 //! against a naive model are in the simulator and the model test.
 
+use super::policy::{Start, SubscriptionOptions};
 use super::*;
 use crate::base::chunk_pool::{ChunkPool, HeapSlabs, PoolShape};
 use crate::format::batch::BatchBuilder;
+use crate::format::record::Records;
 use crate::queue::memory::Budget;
 use crate::queue::policy::OnFull;
 use std::rc::Rc;
@@ -15,6 +17,8 @@ struct Bench {
     memory: Memory,
     producer: Key,
     sequence: u64,
+    subscription: Key,
+    now: Now,
 }
 
 impl Bench {
@@ -27,9 +31,12 @@ impl Bench {
         let pool = ChunkPool::new(shape, Rc::new(HeapSlabs));
         let mut memory = Memory::new(Budget::new(16 << 20, 1 << 20), pool);
         let mut queue =
-            Queue::new("q", options, QueueBounds::default(), Wall(0), &mut memory).unwrap();
+            Queue::new("q", options, QueueBounds::default(), Wall(0), 1, &mut memory).unwrap();
+        let (now, asked) = (Now::default(), SubscriptionOptions::default());
+        queue.create_subscription("default", asked, Start::Now, now, &mut memory).unwrap();
+        let subscription = queue.subscription_key("default").unwrap();
         let producer = queue.open_producer(owner(1), 0, 1, &mut memory).unwrap().key;
-        Bench { queue, memory, producer, sequence: 1 }
+        Bench { queue, memory, producer, sequence: 1, subscription, now }
     }
 
     fn publish(&mut self, bodies: &[&str]) -> Option<ErrorCode> {
@@ -51,16 +58,25 @@ impl Bench {
         }
     }
 
-    fn consumer(&mut self, handle: u32, credit_messages: u32, auto_ack: bool) -> Key {
+    fn consumer(&mut self, handle: u32, credit_messages: u32, auto_ack: bool) -> ConsumerKey {
         let credit_bytes = 1 << 20;
-        let options = ConsumerOptions { auto_ack, checksum: false, credit_messages, credit_bytes };
-        self.queue.open_consumer(owner(handle), options, &mut self.memory)
+        let options = ConsumerOptions {
+            auto_ack,
+            checksum: false,
+            credit_messages,
+            credit_bytes,
+            lease_ms: 0,
+            unacked_max: 0,
+        };
+        self.queue.open_consumer(self.subscription, owner(handle), options, &mut self.memory)
     }
 
     /// Everything that may be delivered now: handle, delivery id, attempts, body.
     fn deliveries(&mut self) -> Vec<(u32, u64, u16, String)> {
         let mut all = Vec::new();
-        while let Some(delivery) = self.queue.poll_delivery(&mut self.memory, &mut |_| true) {
+        while let Some(delivery) =
+            self.queue.poll_delivery(self.now, &mut self.memory, &mut |_| true)
+        {
             let records = delivery.bytes.chunk.slice(delivery.bytes.range.clone());
             for (nth, record) in Records::new(records).enumerate() {
                 let body = String::from_utf8(record.body.to_vec()).unwrap();
@@ -79,6 +95,10 @@ impl Bench {
     fn check(&self) {
         let counters = self.queue.counters();
         assert_eq!(counters.published, counters.gone() + self.queue.messages());
+        for (_, subscription) in self.queue.subscriptions() {
+            let counters = subscription.counters();
+            assert_eq!(counters.entered, counters.gone() + subscription.messages());
+        }
     }
 }
 
@@ -115,7 +135,7 @@ fn what_a_closed_consumer_had_comes_back_at_its_old_place_and_is_not_failed() {
     bench.publish(&["a", "b", "c", "d", "e", "f"]);
     bench.deliveries();
     bench.queue.ack(first, 2, 2, &mut bench.memory).unwrap();
-    bench.queue.close_consumer(first, &mut bench.memory);
+    bench.queue.close_consumer(first, bench.now, &mut bench.memory);
     assert_eq!((bench.queue.ready(), bench.queue.in_flight()), (5, 0));
     bench.consumer(3, 100, false);
     let got = bench.deliveries();
@@ -218,9 +238,9 @@ fn a_purge_takes_what_is_ready_and_leaves_what_is_in_flight() {
     let first = bench.consumer(2, 2, false);
     bench.publish(&["a", "b", "c", "d"]);
     bench.deliveries();
-    assert_eq!(bench.queue.purge(&mut bench.memory).0, 2);
+    assert_eq!(bench.queue.purge(None, &mut bench.memory).0, 2);
     bench.publish(&["e"]);
-    bench.queue.close_consumer(first, &mut bench.memory);
+    bench.queue.close_consumer(first, bench.now, &mut bench.memory);
     bench.consumer(3, 10, false);
     assert_eq!(bench.bodies(), ["a", "b", "e"]);
     assert_eq!(bench.queue.counters().purged, 2);
@@ -233,11 +253,11 @@ fn a_peek_shows_returned_messages_first_and_takes_nothing() {
     bench.publish(&["a", "b", "c", "d"]);
     bench.deliveries();
     bench.queue.ack(first, 1, 1, &mut bench.memory).unwrap();
-    bench.queue.close_consumer(first, &mut bench.memory);
-    let (peeked, more) = bench.queue.peek(0, 2, 1000);
+    bench.queue.close_consumer(first, bench.now, &mut bench.memory);
+    let (peeked, more) = bench.queue.peek(bench.subscription, 0, 2, 1000);
     let bodies: Vec<_> = peeked.iter().map(|peeked| peeked.body.as_slice()).collect();
     assert_eq!((bodies, more), (vec![&b"b"[..], b"c"], true));
-    let (peeked, more) = bench.queue.peek(2, 10, 1000);
+    let (peeked, more) = bench.queue.peek(bench.subscription, 2, 10, 1000);
     assert_eq!((peeked.len(), peeked[0].sequence, more), (1, 4, false));
     assert_eq!(bench.queue.ready(), 3);
 }

@@ -9,6 +9,7 @@ use crate::protocol::control::Answer;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::{FrameHeader, Opcode};
 use crate::protocol::wire;
+use crate::queue::consumer::ConsumerKey;
 use crate::shard::crossing::Crossing;
 use crate::shard::outbound::Outbound;
 use std::cell::Cell;
@@ -42,7 +43,7 @@ pub enum Target {
         /// The queue.
         queue: Key,
         /// The consumer there.
-        consumer: Key,
+        consumer: ConsumerKey,
     },
 }
 

@@ -13,12 +13,15 @@ use crate::protocol::wire;
 use crate::queue::consumer::{ConsumerOptions, Owner};
 use crate::queue::counters::Counters;
 use crate::queue::memory::Account;
-use crate::queue::policy::{OnFull, QueueOptions, is_name};
+use crate::queue::policy::{OnFull, QueueOptions, Start, SubscriptionOptions, is_name};
 use crate::queue::{OpenProducerError, Queue};
 use crate::shard::connection::{Stage, Target};
 use crate::shard::core::{Core, QueueSlot};
 use crate::shard::deliver::blocked_reason;
 use std::rc::Rc;
+
+/// The subscription of a queue for which none was named.
+const DEFAULT_SUBSCRIPTION: &str = "default";
 
 /// A request was refused: the code and what people read.
 type Refused = (ErrorCode, String);
@@ -190,9 +193,15 @@ impl Core {
             checksum: body.checksum,
             credit_messages: body.credit_messages,
             credit_bytes: body.credit_bytes,
+            lease_ms: 0,
+            unacked_max: 0,
         };
         let Some(slot) = self.queues.at_mut(queue) else { return Ok(None) };
-        let consumer = slot.queue.open_consumer(owner, options, &mut self.memory);
+        let subscription = slot.queue.subscription_key(DEFAULT_SUBSCRIPTION).ok_or_else(|| {
+            let text = format!("queue `{}` has no subscription `default`", body.queue);
+            (ErrorCode::SubscriptionNotFound, text)
+        })?;
+        let consumer = slot.queue.open_consumer(subscription, owner, options, &mut self.memory);
         self.activate(queue);
         if let Some(connection) = self.connections.at_mut(key) {
             connection.open_handle(header.handle, Target::Consumer { queue, consumer });
@@ -219,14 +228,21 @@ impl Core {
             let text = format!("queue `{name}` exists with other options; update or delete it");
             return Err((ErrorCode::QueueExists, text));
         }
-        let queue = Queue::new(name, options, self.config.bounds, self.now.wall, &mut self.memory)
-            .map_err(|full| (ErrorCode::MemoryLimit, full.to_string()))?;
+        let (bounds, now) = (self.config.bounds, self.now);
+        let queue = Queue::new(name, options, bounds, now.wall, now.wall.0, &mut self.memory);
+        let mut queue = queue.map_err(|full| (ErrorCode::MemoryLimit, full.to_string()))?;
+        let (asked, memory) = (SubscriptionOptions::default(), &mut self.memory);
+        let made = queue.create_subscription(DEFAULT_SUBSCRIPTION, asked, Start::Now, now, memory);
+        if let Err(error) = made {
+            queue.delete(&mut self.memory);
+            return Err((ErrorCode::MemoryLimit, error.to_string()));
+        }
         let slot = QueueSlot {
             queue,
             active: false,
             blocked: false,
             short_of_memory: false,
-            pulls_at: None,
+            armed_at: None,
         };
         let key = self.queues.insert(Box::new(slot));
         self.names.insert(Rc::from(name), key);
@@ -267,8 +283,7 @@ impl Core {
         self.names.remove(body.name.as_str());
         let Some(slot) = self.queues.remove(key) else { return Ok(None) };
         let producers = slot.queue.producers().map(|(_, producer)| producer.owner);
-        let consumers = slot.queue.subscription().owners().into_iter().map(|(_, owner)| owner);
-        let owners: Vec<Owner> = producers.chain(consumers).collect();
+        let owners: Vec<Owner> = producers.chain(slot.queue.consumer_owners()).collect();
         self.deleted.add(slot.queue.counters());
         let (messages, bytes) = slot.queue.delete(&mut self.memory);
         self.stats.deleted_messages += messages;
@@ -286,7 +301,7 @@ impl Core {
     fn purge_queue(&mut self, name: &str) -> Result<Option<Answer>, Refused> {
         let key = self.find_queue(name)?;
         let Some(slot) = self.queues.at_mut(key) else { return Ok(None) };
-        let (messages, bytes) = slot.queue.purge(&mut self.memory);
+        let (messages, bytes) = slot.queue.purge(None, &mut self.memory);
         Ok(Some(Answer::QueueRemoved(wire::QueueRemovedT { messages, bytes })))
     }
 
@@ -324,7 +339,11 @@ impl Core {
         }
         let Some(slot) = self.queues.at(key) else { return Ok(None) };
         let count_max = body.count_max.clamp(1, PEEK_COUNT_MAX) as usize;
-        let (peeked, more) = slot.queue.peek(body.skip, count_max, ANSWER_PAYLOAD_BYTES_MAX / 2);
+        let Some(subscription) = slot.queue.subscription_key(DEFAULT_SUBSCRIPTION) else {
+            return Ok(None);
+        };
+        let bytes_max = ANSWER_PAYLOAD_BYTES_MAX / 2;
+        let (peeked, more) = slot.queue.peek(subscription, body.skip, count_max, bytes_max);
         let messages = peeked
             .into_iter()
             .map(|message| wire::PeekedMessageT {
@@ -388,7 +407,7 @@ impl Core {
             }),
             ready: queue.ready(),
             in_flight: queue.in_flight(),
-            delayed: 0,
+            delayed: queue.delayed(),
             bytes: queue.bytes(),
             memory_bytes: queue.memory_bytes(),
             spilled_bytes: 0,
@@ -401,8 +420,8 @@ impl Core {
             shard: self.config.shard,
             first_sequence,
             next_sequence,
-            dead_lettering: 0,
-            subscriptions: 1,
+            dead_lettering: queue.dead_lettering(),
+            subscriptions: queue.subscription_count() as u32,
         }
     }
 

@@ -46,8 +46,8 @@ pub(super) struct QueueSlot {
     pub blocked: bool,
     /// In `short_of_memory`.
     pub short_of_memory: bool,
-    /// The soonest timer that is armed for its pulls.
-    pub pulls_at: Option<Mono>,
+    /// The soonest timer that is armed for it.
+    pub armed_at: Option<Mono>,
 }
 
 /// See the module.
@@ -489,7 +489,7 @@ impl Core {
             }
             Some(Target::Consumer { queue, consumer }) => {
                 if let Some(slot) = self.queues.at_mut(queue) {
-                    slot.queue.close_consumer(consumer, &mut self.memory);
+                    slot.queue.close_consumer(consumer, self.now, &mut self.memory);
                     activate(&mut self.active, slot, queue);
                 }
             }

@@ -56,7 +56,8 @@ impl Core {
                     !full
                 })
             };
-            let Some(delivery) = slot.queue.poll_delivery(&mut self.memory, &mut can_take) else {
+            let Some(delivery) = slot.queue.poll_delivery(now, &mut self.memory, &mut can_take)
+            else {
                 break;
             };
             let owner = delivery.owner;
@@ -75,16 +76,16 @@ impl Core {
             flush_later(&mut self.flush_list, connection, end.owner.connection);
         }
         slot.active = false;
-        if !slot.short_of_memory && slot.queue.is_short_of_memory(&mut self.memory) {
+        if !slot.short_of_memory && slot.queue.is_short_of_memory(&self.memory) {
             slot.short_of_memory = true;
             self.short_of_memory.push(key);
         }
-        // One timer for all pulls of the queue: a pull that ends early leaves none behind.
-        if let Some(at) = slot.queue.pull_deadline(now.mono)
-            && slot.pulls_at.is_none_or(|armed| at < armed)
+        // One timer for all that is due some time: what ends early leaves none behind.
+        if let Some(at) = slot.queue.next_deadline()
+            && slot.armed_at.is_none_or(|armed| at < armed)
         {
-            slot.pulls_at = Some(at);
-            self.deadlines.arm(at, Timer::Pull(key));
+            slot.armed_at = Some(at);
+            self.deadlines.arm(at, Timer::Queue(key));
         }
         true
     }

@@ -268,8 +268,11 @@ impl Core {
             bytes_left: if pull.bytes_max == 0 { u64::MAX } else { pull.bytes_max },
             deadline,
             brought: 0,
+            over: false,
         };
-        slot.queue.pull(consumer, state);
+        if let Err(full) = slot.queue.pull(consumer, state, &mut self.memory) {
+            return self.refuse(key, header, ErrorCode::MemoryLimit, &full.to_string());
+        }
         activate(&mut self.active, slot, queue);
     }
 

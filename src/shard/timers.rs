@@ -13,8 +13,8 @@ use std::time::Duration;
 pub(super) enum Timer {
     /// Look at a connection's timeouts.
     Connection(Key),
-    /// A pull of the queue is over.
-    Pull(Key),
+    /// Something of the queue is due.
+    Queue(Key),
     /// Try to accept again.
     Accept,
     /// Look whether the drain is over.
@@ -42,11 +42,12 @@ impl Core {
             let Some(timer) = self.deadlines.poll(now.mono) else { return };
             match timer {
                 Timer::Connection(key) => self.check_connection(key, now.mono),
-                Timer::Pull(queue) => {
-                    if let Some(slot) = self.queues.at_mut(queue)
-                        && slot.pulls_at.is_some_and(|at| at <= now.mono)
-                    {
-                        slot.pulls_at = None;
+                Timer::Queue(queue) => {
+                    if let Some(slot) = self.queues.at_mut(queue) {
+                        if slot.armed_at.is_some_and(|at| at <= now.mono) {
+                            slot.armed_at = None;
+                        }
+                        slot.queue.handle_deadline(now, &mut self.memory);
                     }
                     self.activate(queue);
                 }

@@ -26,7 +26,8 @@ impl Model {
         let counters = shown.counters();
         let (ready, in_flight) = (shown.ready(), shown.in_flight());
         let name = &ledger.name;
-        if counters.published != counters.gone() + ready + in_flight {
+        let aside = shown.delayed() + shown.dead_lettering();
+        if counters.published != counters.gone() + ready + in_flight + aside {
             return Err(format!("{name}: {ready} ready, {in_flight} in flight, {counters:?}"));
         }
         let now = [
@@ -44,7 +45,7 @@ impl Model {
             ));
         }
         ledger.last_seen = now;
-        if counters.delivered != counters.acked + counters.returned + in_flight {
+        if counters.delivered != counters.acked + counters.returned + counters.failed + in_flight {
             return Err(format!("{name}: deliveries do not add up: {in_flight} {counters:?}"));
         }
         Ok(())
@@ -59,7 +60,7 @@ impl Model {
         let name = shown.name();
         let (mut ready, mut last) = (0, 0);
         let mut held: Vec<(u64, u64)> = Vec::new();
-        for run in shown.ready_runs() {
+        for run in shown.subscriptions().flat_map(|(key, _)| shown.ready_runs(key)) {
             if run.sequence <= last {
                 return Err(format!("{name}: {} stands ready behind {last}", run.sequence));
             }
@@ -68,16 +69,11 @@ impl Model {
             held.push((run.sequence, last));
         }
         let mut in_flight = 0;
-        let subscription = shown.subscription();
-        for (key, _) in subscription.owners() {
-            for lease in subscription.consumer(key).into_iter().flat_map(|c| &c.leases) {
-                let mut from = 0;
-                while let Some((skip, take)) = lease.next_unacked(from, lease.run.count) {
-                    let first = lease.run.sequence + u64::from(skip);
-                    held.push((first, first + u64::from(take) - 1));
-                    in_flight += u64::from(take);
-                    from = skip + take;
-                }
+        for (_, subscription) in shown.subscriptions() {
+            let [leased, _, _] = subscription.held();
+            for (first, last) in leased.into_iter().flat_map(|portion| portion.sequences()) {
+                held.push((first, last));
+                in_flight += last - first + 1;
             }
         }
         held.sort_unstable();

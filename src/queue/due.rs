@@ -1,0 +1,219 @@
+//! What a subscription gets again: messages that came back and are ready, and failed ones that
+//! wait. One entry per run that came back at once, with its bitmap.
+//!
+//! Ready ones are ordered by sequence, so that each stands at its old place; waiting ones by the
+//! time when they are due.
+
+use crate::base::time::Mono;
+use crate::limits::RUN_RECORDS_MAX;
+use crate::queue::log::{Log, Run};
+use crate::queue::portion::{History, Portion};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What an entry takes with its share of the tree.
+pub const DUE_BYTES: usize = 2 * size_of::<(u64, Portion)>();
+
+/// See the module.
+#[derive(Default)]
+pub struct DueSet {
+    /// By sequence of the first message left.
+    ready: BTreeMap<u64, Portion>,
+    /// The same, with the time when they are due.
+    waiting: BTreeMap<u64, (Mono, Portion)>,
+    by_due: BTreeSet<(Mono, u64)>,
+}
+
+impl DueSet {
+    /// Entries: what is charged.
+    pub fn entries(&self) -> usize {
+        self.ready.len() + self.waiting.len()
+    }
+
+    /// Sequence of the first message that is ready.
+    #[inline]
+    pub fn first_ready(&self) -> Option<u64> {
+        self.ready.first_key_value().map(|(&sequence, _)| sequence)
+    }
+
+    /// When the next one is due.
+    #[inline]
+    pub fn next_due(&self) -> Option<Mono> {
+        self.by_due.first().map(|&(at, _)| at)
+    }
+
+    /// Portions that are ready, by sequence of their first message.
+    pub fn ready(&self) -> impl Iterator<Item = &Portion> {
+        self.ready.values()
+    }
+
+    /// Portions that wait, by sequence of their first message.
+    pub fn waiting(&self) -> impl Iterator<Item = &Portion> {
+        self.waiting.values().map(|(_, portion)| portion)
+    }
+
+    /// Adds what is ready.
+    pub fn put_ready(&mut self, portion: Portion) {
+        debug_assert!(portion.left() > 0);
+        let before = self.ready.insert(portion.first_sequence(), portion);
+        assert!(before.is_none(), "a message comes back from the one that had it");
+    }
+
+    /// Adds what is ready at `due`.
+    pub fn put_waiting(&mut self, portion: Portion, due: Mono) {
+        debug_assert!(portion.left() > 0);
+        let sequence = portion.first_sequence();
+        self.by_due.insert((due, sequence));
+        let before = self.waiting.insert(sequence, (due, portion));
+        assert!(before.is_none(), "a message fails with the one that had it");
+    }
+
+    /// Adds to an entry of the same run, where there is no memory for one more. False: none is.
+    pub fn merge_ready(&mut self, portion: &Portion) -> bool {
+        let key = self.ready.range(reach(portion)).find(|(_, held)| held.is_of(&portion.run));
+        let Some((&key, _)) = key else { return false };
+        let mut held = self.ready.remove(&key).expect("just found");
+        held.add(portion);
+        self.put_ready(held);
+        true
+    }
+
+    /// The same for what is ready at `due`: the later of both times counts for all of the entry.
+    pub fn merge_waiting(&mut self, portion: &Portion, due: Mono) -> bool {
+        let mut near = self.waiting.range(reach(portion));
+        let key = near.find(|(_, (_, held))| held.is_of(&portion.run));
+        let Some((&key, _)) = key else { return false };
+        let (at, mut held) = self.remove_waiting(key).expect("just found");
+        held.add(portion);
+        self.put_waiting(held, at.max(due));
+        true
+    }
+
+    /// Takes the first messages that are ready: at most `records_max`, the last of which may pass
+    /// `bytes_max`.
+    pub fn take_front(&mut self, log: &Log, records_max: u32, bytes_max: u64) -> (Run, History) {
+        let (_, mut portion) = self.ready.pop_first().expect("the caller looked");
+        let (skip, take) = portion.next(0, portion.run.count).expect("an entry is not empty");
+        let stretch = log.part(&portion.run, skip, take);
+        let count = log.front_count(&stretch, records_max, bytes_max);
+        portion.take(skip, skip + count);
+        let history = portion.history;
+        if portion.left() > 0 {
+            self.put_ready(portion);
+        }
+        (log.part(&stretch, 0, count), history)
+    }
+
+    /// Takes one message that is ready.
+    pub fn pick(&mut self, sequence: u64, log: &Log) -> Option<(Run, History)> {
+        let reach = near(sequence)..=sequence;
+        let nth = |portion: &Portion| {
+            let nth = sequence.wrapping_sub(portion.run.sequence);
+            (nth < u64::from(portion.run.count) && portion.has(nth as u32)).then_some(nth as u32)
+        };
+        let mut near = self.ready.range(reach);
+        let (key, nth) = near.find_map(|(&key, portion)| Some((key, nth(portion)?)))?;
+        let mut portion = self.ready.remove(&key)?;
+        portion.take(nth, nth + 1);
+        let picked = (log.part(&portion.run, nth, 1), portion.history);
+        if portion.left() > 0 {
+            self.put_ready(portion);
+        }
+        Some(picked)
+    }
+
+    /// Makes an entry ready that is due at `now`, at most one. Returns how many messages.
+    pub fn wake(&mut self, now: Mono) -> Option<u64> {
+        let &(_, key) = self.by_due.first().filter(|&&(due, _)| due <= now)?;
+        let (_, portion) = self.remove_waiting(key)?;
+        let count = u64::from(portion.left());
+        self.put_ready(portion);
+        Some(count)
+    }
+
+    /// The first messages that are ready or wait, not before `from`: one stretch.
+    pub fn first_from(&self, from: u64, log: &Log) -> Option<Run> {
+        let ready = self.ready.range(near(from)..).map(|(&key, portion)| (key, portion));
+        let ready = first_stretch(from, ready);
+        let waiting = self.waiting.range(near(from)..);
+        let waiting = first_stretch(from, waiting.map(|(&key, (_, portion))| (key, portion)));
+        let (_, portion, skip, take) =
+            ready.into_iter().chain(waiting).min_by_key(|&(sequence, ..)| sequence)?;
+        Some(log.part(&portion.run, skip, take))
+    }
+
+    /// Takes out messages of `run`: portions that were ready, and such that waited.
+    pub fn remove(&mut self, run: &Run) -> (Vec<Portion>, Vec<Portion>) {
+        let reach = near(run.sequence)..run.sequence + u64::from(run.count);
+        let (mut ready, mut waiting) = (Vec::new(), Vec::new());
+        let keys: Vec<u64> = self.ready.range(reach.clone()).map(|(&key, _)| key).collect();
+        for key in keys {
+            let Some(mut portion) = self.ready.remove(&key) else { continue };
+            ready.extend(take_of(&mut portion, run));
+            if portion.left() > 0 {
+                self.put_ready(portion);
+            }
+        }
+        let keys: Vec<u64> = self.waiting.range(reach).map(|(&key, _)| key).collect();
+        for key in keys {
+            let Some((due, mut portion)) = self.remove_waiting(key) else { continue };
+            waiting.extend(take_of(&mut portion, run));
+            if portion.left() > 0 {
+                self.put_waiting(portion, due);
+            }
+        }
+        (ready, waiting)
+    }
+
+    /// Takes everything.
+    pub fn drain(&mut self) -> impl Iterator<Item = Portion> + use<> {
+        self.by_due.clear();
+        let waiting = std::mem::take(&mut self.waiting).into_values();
+        let ready = std::mem::take(&mut self.ready).into_values();
+        ready.chain(waiting.map(|(_, portion)| portion))
+    }
+
+    fn remove_waiting(&mut self, key: u64) -> Option<(Mono, Portion)> {
+        let (due, portion) = self.waiting.remove(&key)?;
+        self.by_due.remove(&(due, key));
+        Some((due, portion))
+    }
+}
+
+/// Where an entry of the same run may stand.
+fn reach(portion: &Portion) -> std::ops::Range<u64> {
+    portion.run.sequence..portion.run.sequence + u64::from(portion.run.count)
+}
+
+/// The smallest key of an entry that may have message `sequence`.
+fn near(sequence: u64) -> u64 {
+    sequence.saturating_sub(RUN_RECORDS_MAX as u64 - 1)
+}
+
+/// The first stretch of entries in the order of their keys, not before `from`.
+fn first_stretch<'a>(
+    from: u64,
+    entries: impl Iterator<Item = (u64, &'a Portion)>,
+) -> Option<(u64, &'a Portion, u32, u32)> {
+    let mut best: Option<(u64, &Portion, u32, u32)> = None;
+    for (key, portion) in entries {
+        // Entries may be interleaved, but none begins before its key.
+        if best.is_some_and(|(sequence, ..)| sequence <= key) {
+            break;
+        }
+        let start = from.saturating_sub(portion.run.sequence).min(u64::from(portion.run.count));
+        let Some((skip, take)) = portion.next(start as u32, portion.run.count) else { continue };
+        let sequence = portion.run.sequence + u64::from(skip);
+        if best.is_none_or(|(before, ..)| sequence < before) {
+            best = Some((sequence, portion, skip, take));
+        }
+    }
+    best
+}
+
+/// Takes the messages of `run` out of a portion.
+fn take_of(portion: &mut Portion, run: &Run) -> Option<Portion> {
+    let held = portion.run.sequence..portion.run.sequence + u64::from(portion.run.count);
+    let from = run.sequence.clamp(held.start, held.end) - held.start;
+    let to = (run.sequence + u64::from(run.count)).clamp(held.start, held.end) - held.start;
+    Some(portion.take(from as u32, to as u32)).filter(|taken| taken.left() > 0)
+}

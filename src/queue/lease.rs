@@ -1,0 +1,243 @@
+//! The leases of one consumer: what it was delivered, and until when it may have it.
+//!
+//! Leases are given in the order of deliveries and all for the same time, so they also end in that
+//! order: a ring, of which only the front can have ended. What is extended leaves the ring for a
+//! tree of its own, ordered by the new ends. So nothing is ever searched for what has ended.
+
+use crate::base::time::Mono;
+use crate::limits::RUN_RECORDS_MAX;
+use crate::queue::memory::{Account, Budget, MemoryFull};
+use crate::queue::portion::Portion;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// So many finished leases are not worth a look.
+const FINISHED_FEW: usize = 32;
+
+/// A run in flight, or what is left of one.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// Delivery id of the run's first message.
+    pub first_delivery: u64,
+    /// Ends then.
+    pub deadline: Mono,
+    /// The messages.
+    pub portion: Portion,
+}
+
+/// What one lease takes in memory: its record, and what its messages need when they come back.
+pub const LEASE_BYTES: usize = size_of::<Lease>() + 2 * size_of::<(u64, Portion)>();
+
+/// See the module.
+#[derive(Default)]
+pub struct Leases {
+    /// By delivery id; finished ones stay until they are at the front or outnumber the others.
+    runs: VecDeque<Lease>,
+    /// How many of these are finished.
+    finished: usize,
+    /// Those with an end of their own, by delivery id of the first message left.
+    extended: BTreeMap<u64, Lease>,
+    by_deadline: BTreeSet<(Mono, u64)>,
+}
+
+impl Lease {
+    /// One past the delivery id of the run's last message.
+    fn end_delivery(&self) -> u64 {
+        self.first_delivery + u64::from(self.portion.run.count)
+    }
+
+    /// Takes out what is left of deliveries `first..=last`.
+    #[inline]
+    fn take(&mut self, first: u64, last: u64) -> Portion {
+        let from = first.max(self.first_delivery) - self.first_delivery;
+        let to = (last + 1).min(self.end_delivery()) - self.first_delivery;
+        self.portion.take(from as u32, to as u32)
+    }
+
+    fn key(&self) -> u64 {
+        self.first_delivery + u64::from(self.portion.first())
+    }
+}
+
+impl Leases {
+    /// Records held, finished ones included: what is charged.
+    pub fn records(&self) -> usize {
+        self.runs.len() + self.extended.len()
+    }
+
+    /// Notes a delivery: the ids and the end are not before those of any other.
+    #[inline]
+    pub fn push(&mut self, lease: Lease) {
+        debug_assert!(
+            self.runs.back().is_none_or(|last| last.end_delivery() <= lease.first_delivery)
+        );
+        self.runs.push_back(lease);
+    }
+
+    /// The end of the newest lease is set: of a large message it counts from its last fragment.
+    pub fn begin_newest(&mut self, deadline: Mono) {
+        if let Some(lease) = self.runs.back_mut() {
+            lease.deadline = deadline;
+        }
+    }
+
+    /// When the next lease ends.
+    #[inline]
+    pub fn next_deadline(&self) -> Option<Mono> {
+        let ring = self.runs.front().map(|lease| lease.deadline);
+        let extended = self.by_deadline.first().map(|&(at, _)| at);
+        ring.into_iter().chain(extended).min()
+    }
+
+    /// Everything in flight.
+    pub fn portions(&self) -> impl Iterator<Item = &Portion> {
+        let all = self.runs.iter().chain(self.extended.values());
+        all.map(|lease| &lease.portion).filter(|portion| portion.left() > 0)
+    }
+
+    /// Takes what is in flight of deliveries `first..=last`. Returns how many records went.
+    #[inline]
+    pub fn take_range(&mut self, first: u64, last: u64, mut each: impl FnMut(Portion)) -> usize {
+        let mut index = self.runs.partition_point(|lease| lease.end_delivery() <= first);
+        while let Some(lease) = self.runs.get_mut(index)
+            && lease.first_delivery <= last
+        {
+            if lease.portion.left() > 0 {
+                let taken = lease.take(first, last);
+                self.finished += usize::from(lease.portion.left() == 0);
+                if taken.left() > 0 {
+                    each(taken);
+                }
+            }
+            index += 1;
+        }
+        let mut gone = self.drop_finished();
+        if !self.extended.is_empty() {
+            gone += self.take_extended(first, last, &mut each);
+        }
+        gone
+    }
+
+    fn take_extended(&mut self, first: u64, last: u64, each: &mut impl FnMut(Portion)) -> usize {
+        let before = self.extended.len();
+        for key in self.extended_keys(first, last) {
+            let Some(mut lease) = self.remove_extended(key) else { continue };
+            let taken = lease.take(first, last);
+            if taken.left() > 0 {
+                each(taken);
+            }
+            self.insert_extended(lease);
+        }
+        before - self.extended.len()
+    }
+
+    /// Extended leases with something left in `first..=last`.
+    fn extended_keys(&self, first: u64, last: u64) -> Vec<u64> {
+        let from = first.saturating_sub(RUN_RECORDS_MAX as u64 - 1);
+        let all = self.extended.range(from..=last);
+        all.filter(|(_, lease)| lease.end_delivery() > first).map(|(&key, _)| key).collect()
+    }
+
+    fn remove_extended(&mut self, key: u64) -> Option<Lease> {
+        let lease = self.extended.remove(&key)?;
+        self.by_deadline.remove(&(lease.deadline, key));
+        Some(lease)
+    }
+
+    fn insert_extended(&mut self, lease: Lease) {
+        if lease.portion.left() > 0 {
+            let key = lease.key();
+            self.by_deadline.insert((lease.deadline, key));
+            self.extended.insert(key, lease);
+        }
+    }
+
+    /// Sets the end of what is in flight of deliveries `first..=last`. Returns how many messages.
+    ///
+    /// # Errors
+    /// When there is no memory for one more record; what came before in the range is extended.
+    pub fn extend(
+        &mut self,
+        first: u64,
+        last: u64,
+        deadline: Mono,
+        budget: &mut Budget,
+    ) -> Result<u64, MemoryFull> {
+        let mut count = 0;
+        // These first: what leaves the ring must not be met here again.
+        for key in self.extended_keys(first, last) {
+            let Some(lease) = self.extended.get(&key) else { continue };
+            let splits = key < first || lease.end_delivery() > last + 1;
+            if splits {
+                budget.try_charge(Account::InFlight, LEASE_BYTES)?;
+            }
+            let Some(mut lease) = self.remove_extended(key) else { continue };
+            let portion = lease.take(first, last);
+            count += u64::from(portion.left());
+            // What was charged for a part that is none is given back.
+            let records = usize::from(portion.left() > 0) + usize::from(lease.portion.left() > 0);
+            let extended = Lease { portion, deadline, ..lease };
+            self.insert_extended(lease);
+            self.insert_extended(extended);
+            budget.release(Account::InFlight, LEASE_BYTES * (1 + usize::from(splits) - records));
+        }
+        let mut index = self.runs.partition_point(|lease| lease.end_delivery() <= first);
+        while let Some(lease) = self.runs.get_mut(index)
+            && lease.first_delivery <= last
+        {
+            index += 1;
+            if lease.portion.left() == 0 {
+                continue;
+            }
+            budget.try_charge(Account::InFlight, LEASE_BYTES)?;
+            let portion = lease.take(first, last);
+            self.finished += usize::from(lease.portion.left() == 0);
+            if portion.left() == 0 {
+                budget.release(Account::InFlight, LEASE_BYTES);
+                continue;
+            }
+            count += u64::from(portion.left());
+            let extended = Lease { portion, deadline, first_delivery: lease.first_delivery };
+            self.insert_extended(extended);
+        }
+        budget.release(Account::InFlight, LEASE_BYTES * self.drop_finished());
+        Ok(count)
+    }
+
+    /// Takes a lease that has ended at `now`, and how many records went.
+    pub fn poll_expired(&mut self, now: Mono) -> Option<(Portion, usize)> {
+        if self.runs.front().is_some_and(|lease| lease.deadline <= now) {
+            let lease = self.runs.pop_front()?;
+            return Some((lease.portion, 1 + self.drop_finished()));
+        }
+        let &(at, key) = self.by_deadline.first()?;
+        if at > now {
+            return None;
+        }
+        Some((self.remove_extended(key)?.portion, 1))
+    }
+
+    /// Takes everything.
+    pub fn drain(&mut self) -> Vec<Portion> {
+        let all = self.runs.drain(..).chain(std::mem::take(&mut self.extended).into_values());
+        let all = all.map(|lease| lease.portion).filter(|portion| portion.left() > 0).collect();
+        self.finished = 0;
+        self.by_deadline.clear();
+        all
+    }
+
+    /// Forgets finished leases, at the latest when they outnumber the others: one message that is
+    /// never acked must not keep the leases of all that came after it. Returns how many.
+    #[inline]
+    fn drop_finished(&mut self) -> usize {
+        let before = self.runs.len();
+        while self.runs.front().is_some_and(|lease| lease.portion.left() == 0) {
+            self.runs.pop_front();
+            self.finished -= 1;
+        }
+        if self.finished > FINISHED_FEW && 2 * self.finished > self.runs.len() {
+            self.runs.retain(|lease| lease.portion.left() > 0);
+            self.finished = 0;
+        }
+        before - self.runs.len()
+    }
+}

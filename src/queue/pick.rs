@@ -1,0 +1,151 @@
+//! Messages that are taken out of a subscription from its middle: redriven, or dropped to make
+//! room. What stands ahead of the cursor leaves a hole there.
+
+use crate::queue::Queue;
+use crate::queue::log::{Log, Position, Run};
+use crate::queue::memory::Memory;
+use crate::queue::portion::{History, Portion};
+use crate::queue::subscription::{Parts, Subscription};
+
+impl Queue {
+    /// Drops the oldest messages that no subscription has in flight or on their way to another
+    /// queue, from all that still have them ready or delayed: at most `count_max` of one batch, the
+    /// last of which may pass `bytes_max`. Returns how many.
+    pub(super) fn drop_oldest(
+        &mut self,
+        count_max: u32,
+        bytes_max: u64,
+        memory: &mut Memory,
+    ) -> u64 {
+        let busy = if self.turns.len() > 1 { self.busy() } else { Vec::new() };
+        let Some(run) = self.find_oldest(&busy) else { return 0 };
+        let count = self.log.front_count(&run, count_max, bytes_max);
+        let run = self.log.part(&run, 0, count);
+        let mut dropped = 0;
+        for key in self.turns.clone() {
+            let Some((subscription, mut parts)) = self.parts(key, memory) else { continue };
+            dropped += subscription.drop_run(&run, &mut parts);
+        }
+        dropped
+    }
+
+    /// The oldest messages in ready or delayed that nobody has in flight.
+    fn find_oldest(&self, busy: &[(u64, u64)]) -> Option<Run> {
+        let mut from = 0;
+        loop {
+            let oldest = self.each().filter_map(|s| s.first_idle(from, &self.log));
+            let run = oldest.min_by_key(|run| run.sequence)?;
+            let end = run.sequence + u64::from(run.count);
+            let next = busy.partition_point(|&(_, busy_end)| busy_end <= run.sequence);
+            match busy.get(next) {
+                Some(&(first, busy_end)) if first <= run.sequence => from = busy_end,
+                Some(&(first, _)) if first < end => {
+                    return Some(self.log.part(&run, 0, (first - run.sequence) as u32));
+                }
+                _ => return Some(run),
+            }
+        }
+    }
+
+    /// What any subscription has in flight or on its way, as ranges `(first, end)`, ordered.
+    fn busy(&self) -> Vec<(u64, u64)> {
+        let all = self.each().flat_map(|subscription| {
+            let [in_flight, _, dead] = subscription.held();
+            in_flight.into_iter().chain(dead).flat_map(Portion::sequences)
+        });
+        let mut busy: Vec<_> = all.map(|(first, last)| (first, last + 1)).collect();
+        busy.sort_unstable();
+        // Ends must be ordered too.
+        busy.dedup_by(|next, before| {
+            let overlaps = next.0 <= before.1;
+            before.1 = if overlaps { before.1.max(next.1) } else { before.1 };
+            overlaps
+        });
+        busy
+    }
+}
+
+impl Subscription {
+    /// Takes a message that is ready out for another queue. False if it is not ready.
+    pub(super) fn begin_redrive(&mut self, sequence: u64, parts: &mut Parts<'_>) -> bool {
+        let picked = match self.find_ahead(sequence, parts) {
+            Some((at, _)) => {
+                let Some((run, _)) = parts.log.run_at(at, 1, u64::MAX) else { return false };
+                self.leave_hole(&run, parts);
+                Some((run, History::default()))
+            }
+            None => self.due.pick(sequence, parts.log),
+        };
+        let Some((run, history)) = picked else { return false };
+        self.ready -= 1;
+        self.dead_lettering += 1;
+        self.dead.redrive(run, history);
+        self.settle_charge(parts);
+        true
+    }
+
+    /// Where a message stands that is ready and was never delivered; and how many behind it are
+    /// before the next one that is skipped.
+    fn find_ahead(&self, sequence: u64, parts: &Parts<'_>) -> Option<(Position, u64)> {
+        let end = self.skips.next_from(sequence).unwrap_or(parts.log.next_sequence());
+        if sequence < self.cursor_sequence || end <= sequence {
+            return None;
+        }
+        Some((parts.log.seek(self.cursor, sequence), end - sequence))
+    }
+
+    /// A run ahead of the cursor is ready no more.
+    fn leave_hole(&mut self, run: &Run, parts: &Parts<'_>) {
+        self.skips.add(run.sequence, run.sequence + u64::from(run.count));
+        self.settle_cursor(parts.log);
+    }
+
+    /// The oldest messages, not before `from`, that are ready or delayed.
+    fn first_idle(&self, from: u64, log: &Log) -> Option<Run> {
+        let back = self.due.first_from(from, log);
+        let sequence = from.max(self.cursor_sequence);
+        let sequence = self.skips.end_of(sequence).unwrap_or(sequence);
+        if back.is_some_and(|run| run.sequence < sequence) || sequence >= log.next_sequence() {
+            return back;
+        }
+        let stop = self.skips.next_from(sequence).unwrap_or(u64::MAX);
+        let stop = stop.min(back.map_or(u64::MAX, |run| run.sequence));
+        let at = log.seek(self.cursor, sequence);
+        let count_max = (stop - sequence).min(1 << 31) as u32;
+        log.run_at(at, count_max, u64::MAX).map(|(run, _)| run).or(back)
+    }
+
+    /// Drops messages of a run that are ready or delayed. Returns how many.
+    fn drop_run(&mut self, run: &Run, parts: &mut Parts<'_>) -> u64 {
+        let (ready, waiting) = self.due.remove(run);
+        let count =
+            |portions: &[Portion]| portions.iter().map(|p| u64::from(p.left())).sum::<u64>();
+        let (mut dropped, delayed) = (count(&ready), count(&waiting));
+        for portion in ready.iter().chain(&waiting) {
+            self.bytes -= portion.bytes(parts.log);
+            parts.log.done(portion.run.at.chunk, portion.left());
+        }
+        let end = run.sequence + u64::from(run.count);
+        let mut from = run.sequence.max(self.cursor_sequence);
+        while from < end {
+            if let Some(past) = self.skips.end_of(from) {
+                from = past;
+                continue;
+            }
+            let to = self.skips.next_from(from).map_or(end, |next| next.min(end));
+            let skip = (from - run.sequence) as u32;
+            let part = parts.log.part(run, skip, (to - from) as u32);
+            self.leave_hole(&part, parts);
+            self.bytes -= part.bytes;
+            parts.log.done(part.at.chunk, part.count);
+            dropped += to - from;
+            from = to;
+        }
+        self.ready -= dropped;
+        self.delayed -= delayed;
+        self.counters.dropped += dropped + delayed;
+        parts.counters.dropped_oldest += dropped + delayed;
+        self.settle_charge(parts);
+        dropped + delayed
+    }
+}
