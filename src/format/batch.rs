@@ -37,9 +37,6 @@ pub const VERSION: u8 = 1;
 pub const FRAGMENT: u16 = 1;
 /// All flags of this version; others are refused.
 pub const FLAGS_KNOWN: u16 = FRAGMENT;
-/// In a log only: the batch is for one subscription, whose number stands in the place of the
-/// producer id.
-pub const ADDRESSED: u16 = 1 << 15;
 
 /// Why bytes are not a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

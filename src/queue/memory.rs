@@ -29,9 +29,11 @@ pub enum Account {
     InFlight,
     /// What waits between shards, as much as ever may.
     Mailboxes,
+    /// Messages on their way from one queue to another.
+    Moves,
 }
 
-const ACCOUNTS: usize = 6;
+const ACCOUNTS: usize = 7;
 
 /// There is no room in the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -20,6 +20,7 @@ mod due;
 pub mod lease;
 pub mod log;
 pub mod memory;
+pub mod moved;
 mod peek;
 mod pick;
 pub mod policy;
@@ -47,9 +48,10 @@ use consumer::{ConsumerKey, ConsumerOptions, Owner, PullState};
 use counters::Counters;
 use log::Log;
 use memory::{Account, Memory, MemoryFull};
+use moved::MoveKey;
 use policy::{Block, OnFull, QueueBounds, QueueOptions};
 use producer::{KnownProducer, KnownProducers, Producer};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use subscription::{Delivery, Parts, PullEnd, Subscription};
 
 pub use dead::{MoveOut, MoveReason};
@@ -78,6 +80,8 @@ pub struct Queue {
     known: KnownProducers,
     counters: Counters,
     blocked: Option<Block>,
+    /// Moves that it has taken and whose sources have not settled them yet.
+    moves_taken: BTreeSet<MoveKey>,
 }
 
 /// A producer could not be opened.
@@ -140,6 +144,7 @@ impl Queue {
             known: KnownProducers::default(),
             counters: Counters::default(),
             blocked: None,
+            moves_taken: BTreeSet::new(),
         })
     }
 
@@ -525,6 +530,8 @@ impl Queue {
             removed = (removed.0 + messages, removed.1 + bytes);
         }
         memory.budget.release(Account::Handles, KNOWN_BYTES * self.known.len());
+        let keys_bytes = moved::MOVE_KEY_BYTES * self.moves_taken.len();
+        memory.budget.release(Account::Queues, keys_bytes);
         memory.budget.release(Account::Queues, QUEUE_BYTES + 2 * self.name.len());
         removed
     }

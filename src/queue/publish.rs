@@ -485,6 +485,11 @@ impl Queue {
         only.map_or(self.turns.len() as u64, |_| 1)
     }
 
+    /// The limit that has no room for one message more, of so many bytes.
+    pub(super) fn lacks_room_for(&self, bytes: u64) -> Option<ErrorCode> {
+        self.room_for(1, bytes).err().map(|full| full.code)
+    }
+
     fn note_appended(&mut self, count: u64, bytes: u64, only: Option<Key>, memory: &mut Memory) {
         match only {
             None => {
@@ -522,7 +527,7 @@ impl Queue {
     }
 
     /// What one message may have: its own limit, and no more than fits an empty queue.
-    fn message_bytes_max(&self) -> u64 {
+    pub(super) fn message_bytes_max(&self) -> u64 {
         let own = self.options.message_bytes_max;
         match self.options.bytes_max {
             0 => own,

@@ -17,11 +17,13 @@ use crate::queue::memory::{Account, Budget, Memory};
 use crate::shard::ShardConfig;
 use crate::shard::connection::{Connection, Place, Stage, Target, error_body};
 use crate::shard::deliver::flush_later;
+use crate::shard::moves::Move;
 use crate::shard::outbound::{Flushed, Outbound};
 use crate::shard::post::Post;
+use crate::shard::redrive::Redrive;
 use crate::shard::router::Route;
 use crate::shard::timers::Timer;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 /// Counters of the shard.
@@ -46,8 +48,15 @@ pub(super) struct QueueSlot {
     pub blocked: bool,
     /// In `short_of_memory`.
     pub short_of_memory: bool,
-    /// The soonest timer that is armed for it.
+    /// When it stands in `queue_deadlines`.
     pub armed_at: Option<Mono>,
+}
+
+impl QueueSlot {
+    /// Of a queue just made.
+    pub fn new(queue: Queue) -> Self {
+        QueueSlot { queue, active: false, blocked: false, short_of_memory: false, armed_at: None }
+    }
 }
 
 /// See the module.
@@ -59,6 +68,14 @@ pub(super) struct Core {
     pub names: BTreeMap<Rc<str>, Key>,
     pub memory: Memory,
     pub deadlines: Deadlines<Timer>,
+    /// The next deadline of each queue that has one: one entry each, so none is ever stale.
+    pub queue_deadlines: BTreeSet<(Mono, Key)>,
+    /// Queues made so far.
+    pub queues_made: u64,
+    /// Redrives, in the order in which they were asked for; the first is being carried out.
+    pub redrives: VecDeque<Redrive>,
+    /// Messages on their way to queues of other shards that found no room; each is charged.
+    pub parked_moves: VecDeque<(usize, Box<Move>)>,
     pub stats: ShardStats,
     /// Counters of queues that were deleted.
     pub deleted: Counters,
@@ -69,7 +86,7 @@ pub(super) struct Core {
     /// Queues that paused for want of memory; looked at when some may have come.
     pub short_of_memory: Vec<Key>,
     /// Queues that take nothing; looked at in turn.
-    pub blocked: std::collections::VecDeque<Key>,
+    pub blocked: VecDeque<Key>,
     /// Some of `blocked` took again and others were not looked at yet.
     pub unblocking: bool,
     /// Producers that a confirm is due to: queue, producer.
@@ -116,6 +133,10 @@ impl Core {
             names: BTreeMap::new(),
             memory,
             deadlines,
+            queue_deadlines: BTreeSet::new(),
+            queues_made: 0,
+            redrives: VecDeque::new(),
+            parked_moves: VecDeque::new(),
             stats: ShardStats::default(),
             deleted: Counters::default(),
             now,
@@ -123,7 +144,7 @@ impl Core {
             active: Vec::new(),
             short_of_memory: Vec::new(),
             unblocking: false,
-            blocked: std::collections::VecDeque::new(),
+            blocked: VecDeque::new(),
             to_confirm: Vec::new(),
             flush_list: Vec::new(),
             flushing: 0,
@@ -161,6 +182,7 @@ impl Core {
             || !self.flush_list.is_empty()
             || !self.to_close.is_empty()
             || self.unblocking
+            || self.can_redrive()
     }
 
     // ---- accepting ----
@@ -524,7 +546,8 @@ impl Core {
         }
     }
 
-    /// Whether a drain is over: nothing is in flight or unsent, or its time is up.
+    /// Whether a drain is over: nothing is in flight, on its way to another queue or unsent, or its
+    /// time is up.
     pub fn is_drained(&mut self, now: Now) -> bool {
         let Some((since, until)) = self.draining else { return false };
         if now.mono >= until {
@@ -535,6 +558,8 @@ impl Core {
             return false;
         }
         let quiet = self.to_confirm.is_empty()
+            && self.redrives.is_empty()
+            && self.memory.budget.used_by(Account::Moves) == 0
             && self.connections.iter().all(|(_, c)| c.out.unsent_bytes() == 0)
             && self.queues.iter().all(|(_, slot)| slot.queue.in_flight() == 0);
         let quiet = quiet && !self.has_work() && self.parked.is_empty();

@@ -1,5 +1,5 @@
-//! What goes out: deliveries by credit, pulls that end, confirms, and the word that a queue blocks
-//! or takes again.
+//! What goes out: deliveries by credit, pulls that end, dead letters, confirms, and the word that a
+//! queue blocks or takes again.
 
 use crate::base::checksum::crc32c;
 use crate::base::slot_map::Key;
@@ -15,7 +15,6 @@ use crate::queue::policy::{BLOCK_RETRY_MS, Block};
 use crate::queue::subscription::Delivery;
 use crate::shard::connection::Connection;
 use crate::shard::core::Core;
-use crate::shard::timers::Timer;
 
 /// Bytes delivered in one tick; what is left goes on in the next, behind new reads.
 const DELIVER_BYTES_PER_TICK: usize = 4 << 20;
@@ -25,6 +24,7 @@ const UNBLOCKS_PER_TICK: usize = 64;
 impl Core {
     /// Delivers what the active queues have, as far as credit and connections let them.
     pub fn deliver(&mut self, now: Now) {
+        self.go_on_redriving(now);
         let mut budget = DELIVER_BYTES_PER_TICK;
         let mut nth = 0;
         while nth < self.active.len() && budget > 0 {
@@ -42,6 +42,10 @@ impl Core {
 
     /// True if the queue has nothing more to deliver for now.
     fn deliver_queue(&mut self, key: Key, now: Now, budget: &mut usize) -> bool {
+        // First what leaves by another way: it may make room for deliveries.
+        if !self.carry_dead_letters(key, now, budget) {
+            return false;
+        }
         let Some(slot) = self.queues.at_mut(key) else { return true };
         // What waits for slow readers is memory too: when that gets short, only those whose
         // sockets took everything get more.
@@ -80,13 +84,7 @@ impl Core {
             slot.short_of_memory = true;
             self.short_of_memory.push(key);
         }
-        // One timer for all that is due some time: what ends early leaves none behind.
-        if let Some(at) = slot.queue.next_deadline()
-            && slot.armed_at.is_none_or(|armed| at < armed)
-        {
-            slot.armed_at = Some(at);
-            self.deadlines.arm(at, Timer::Queue(key));
-        }
+        self.arm_queue(key);
         true
     }
 

@@ -1,14 +1,12 @@
-//! What a frame does: the data path here (publish, ack, credit, pull), handles beside it, requests
+//! What a frame does: publishes, credit and pulls here, ack, nack and extend in `settle`, requests
 //! in `control`.
 
 use crate::base::slot_map::Key;
-use crate::limits::{
-    ACK_RANGES_MAX, CREDIT_ENTRIES_MAX, HANDLES_MAX, PULL_WAIT_MS_MAX, PULLS_WAITING_MAX,
-};
+use crate::limits::{CREDIT_ENTRIES_MAX, HANDLES_MAX, PULL_WAIT_MS_MAX, PULLS_WAITING_MAX};
 use crate::protocol::control::{Answer, Request};
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::{FrameHeader, Opcode};
-use crate::protocol::hot::{AckDone, AckRange, CreditEntry, Pull};
+use crate::protocol::hot::{CreditEntry, Pull};
 use crate::protocol::wire;
 use crate::queue::consumer::PullState;
 use crate::queue::policy::Refusal;
@@ -32,6 +30,8 @@ impl Core {
         match opcode {
             Some(Opcode::Publish) => self.publish(key, header, payload),
             Some(Opcode::Ack) => self.ack(key, header, payload),
+            Some(Opcode::Nack) => self.nack(key, header, payload),
+            Some(Opcode::Extend) => self.extend(key, header, payload),
             Some(Opcode::Credit) => self.credit(key, payload),
             Some(Opcode::Pull) => self.pull(key, header, payload),
             Some(Opcode::Ping) => self.answer_plain(key, Opcode::Pong, header),
@@ -153,72 +153,6 @@ impl Core {
             connection.send_answer(&Answer::PublishError(body), handle, 0);
         }
         self.flush_later(key);
-    }
-
-    fn ack(&mut self, key: Key, header: &FrameHeader, payload: &[u8]) {
-        let ranges = match AckRange::decode_all(payload) {
-            Some(ranges) if payload.len() <= ACK_RANGES_MAX * AckRange::BYTES => ranges,
-            _ => return self.fail(key, ErrorCode::BadFrame, "an ack frame holds whole ranges"),
-        };
-        let mut done = AckDone::default();
-        let mut fault = None;
-        for range in ranges {
-            match self.ack_range(key, &range) {
-                Ok((acked, late)) => {
-                    done.acked += acked;
-                    done.late += late;
-                    if acked == 0 && header.correlation == 0 {
-                        let text = format!(
-                            "deliveries {} to {} are in flight no more",
-                            range.first, range.last
-                        );
-                        self.fault(key, range.handle, ErrorCode::LateAck, &text);
-                    }
-                }
-                Err((code, text)) if header.correlation == 0 => {
-                    self.fault(key, range.handle, code, &text);
-                }
-                Err((code, text)) => fault = fault.or(Some((range.handle, code, text))),
-            }
-        }
-        if header.correlation == 0 {
-            return;
-        }
-        match fault {
-            Some((handle, code, text)) => {
-                self.send_error_body(key, handle, header.correlation, error_body(code, &text));
-            }
-            None => self.end_ranges(key, header, done),
-        }
-    }
-
-    /// Answers an ack, or whatever else is answered by ACK_DONE.
-    fn end_ranges(&mut self, key: Key, header: &FrameHeader, done: AckDone) {
-        if self.gather_own(key, Opcode::AckDone, header, || done.encode().to_vec()) {
-            return;
-        }
-        if let Some(connection) = self.connections.at_mut(key) {
-            connection.send(Opcode::AckDone, 0, header.correlation, &done.encode());
-        }
-        self.flush_later(key);
-    }
-
-    fn ack_range(&mut self, key: Key, range: &AckRange) -> Result<(u64, u64), (ErrorCode, String)> {
-        let target = self.connections.at(key).and_then(|c| c.target(range.handle));
-        let Some(Target::Consumer { queue, consumer }) = target else {
-            let text = format!("handle {} is no open consumer", range.handle);
-            return Err((ErrorCode::UnknownHandle, text));
-        };
-        let Some(slot) = self.queues.at_mut(queue) else { return Ok((0, 0)) };
-        let acked = slot
-            .queue
-            .ack(consumer, range.first, range.last, &mut self.memory)
-            .map_err(|never| (ErrorCode::NeverDelivered, never.to_string()))?;
-        if slot.queue.ready() > 0 {
-            // A subscription that was at its bound may go on.
-            activate(&mut self.active, slot, queue);
-        }
-        Ok((acked.acked, acked.late))
     }
 
     fn credit(&mut self, key: Key, payload: &[u8]) {

@@ -11,13 +11,20 @@ mod control;
 mod core;
 mod crossing;
 mod deliver;
+mod describe;
 mod dispatch;
 mod gather;
 pub mod mailbox;
+mod moves;
+mod options;
 pub mod outbound;
 pub mod post;
+mod queues;
+mod redrive;
 mod remote;
 pub mod router;
+mod settle;
+mod subscriptions;
 mod timers;
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::base::slot_map::Key;
 use crate::limits::{FRAME_HEADER_BYTES, MAILBOX_BYTES, PARCEL_BYTES_MAX, PARCEL_BYTES_MIN};
 use crate::protocol::frame::FrameHeader;
 use crate::queue::memory::CommonBudget;
+use crate::shard::moves::Note;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -27,6 +28,8 @@ pub(super) enum Item {
     Replies { connection: Key, bytes: u32 },
     /// From the home: end the connection, once what it was sent is out.
     End { connection: Key },
+    /// The next note of the parcel: a message moves from queue to queue.
+    Note,
 }
 
 /// What one shard sends another at a time.
@@ -34,6 +37,9 @@ pub(super) enum Item {
 pub(super) struct Parcel {
     pub items: Vec<Item>,
     pub bytes: Vec<u8>,
+    pub notes: Vec<Note>,
+    /// Of the messages in the notes.
+    pub notes_bytes: usize,
 }
 
 /// Parcels that wait in one ring.
@@ -190,7 +196,8 @@ impl Post {
 
     /// Whether `bytes` of frames may be put into the parcel for `to` now.
     pub fn has_room(&mut self, to: usize, bytes: usize) -> bool {
-        let held = self.outboxes[to].parcel.bytes.len();
+        let parcel = &self.outboxes[to].parcel;
+        let held = parcel.bytes.len() + parcel.notes_bytes;
         held == 0 || held + bytes <= self.office.shape.parcel_bytes || self.push(to)
     }
 
@@ -221,6 +228,16 @@ impl Post {
     /// of each kind under way.
     pub fn put(&mut self, to: usize, item: Item) {
         self.outboxes[to].parcel.items.push(item);
+    }
+
+    /// Puts a note with a message of `bytes` into the parcel, after [`Post::has_room`]. One without
+    /// needs no room: there are no more of them than messages that are charged.
+    pub fn put_note(&mut self, to: usize, note: Note, bytes: usize) {
+        let parcel = &mut self.outboxes[to].parcel;
+        parcel.items.push(Item::Note);
+        parcel.notes.push(note);
+        parcel.notes_bytes += bytes;
+        self.crossed_bytes += bytes as u64;
     }
 
     /// Whether the ring to `to` was full when last tried.
@@ -305,6 +322,7 @@ impl Post {
     pub fn give_back(&mut self, from: usize, mut parcel: Parcel) {
         parcel.items.clear();
         parcel.bytes.clear();
+        parcel.notes_bytes = 0;
         if parcel.bytes.capacity() <= PARCEL_KEPT_BYTES {
             self.office.ring(from, self.own).give_back(parcel);
         }

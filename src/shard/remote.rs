@@ -45,9 +45,9 @@ impl Core {
         for from in others {
             let mut taken = 0;
             while taken < parcels_max
-                && let Some(parcel) = self.post.as_mut().and_then(|post| post.take(from))
+                && let Some(mut parcel) = self.post.as_mut().and_then(|post| post.take(from))
             {
-                self.open_parcel(from, &parcel);
+                self.open_parcel(from, &mut parcel);
                 taken += 1;
                 if let Some(post) = &mut self.post {
                     post.give_back(from, parcel);
@@ -61,7 +61,8 @@ impl Core {
         }
     }
 
-    fn open_parcel(&mut self, from: usize, parcel: &Parcel) {
+    fn open_parcel(&mut self, from: usize, parcel: &mut Parcel) {
+        let mut notes = std::mem::take(&mut parcel.notes).into_iter();
         let mut rest = &parcel.bytes[..];
         for item in &parcel.items {
             match *item {
@@ -83,6 +84,11 @@ impl Core {
                     self.handle_replies(from, connection, frames);
                 }
                 Item::End { connection } => self.handle_end(from, connection),
+                Item::Note => {
+                    if let Some(note) = notes.next() {
+                        self.handle_note(from, note);
+                    }
+                }
             }
         }
     }
@@ -281,6 +287,7 @@ impl Core {
 
     /// What has to be said to the other shards at the end of a tick.
     pub(super) fn send_mail(&mut self) {
+        self.send_parked_moves();
         let Some(post) = &mut self.post else { return };
         let connections = &mut self.connections;
         self.reports.retain(|&key| {

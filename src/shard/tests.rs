@@ -2,9 +2,14 @@
 //! The core is driven without a world; what it would write is taken from its connections.
 
 mod bounds;
+mod dead_letters;
 mod large;
+mod leases;
 mod limits_hold;
+mod options;
 mod shards;
+mod subscriptions;
+mod verbs;
 
 use super::core::Core;
 use super::*;

@@ -1,11 +1,11 @@
 //! What happens when a deadline of the shard comes.
 
 use crate::base::slot_map::Key;
-use crate::base::time::Mono;
+use crate::base::time::{Mono, Now};
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::Opcode;
 use crate::shard::connection::Stage;
-use crate::shard::core::{Core, SHRINK_MS};
+use crate::shard::core::{Core, QueueSlot, SHRINK_MS};
 use std::time::Duration;
 
 /// Whose deadline.
@@ -13,8 +13,6 @@ use std::time::Duration;
 pub(super) enum Timer {
     /// Look at a connection's timeouts.
     Connection(Key),
-    /// Something of the queue is due.
-    Queue(Key),
     /// Try to accept again.
     Accept,
     /// Look whether the drain is over.
@@ -33,24 +31,55 @@ const TIMERS_PER_TICK_MAX: usize = 4096;
 impl Core {
     /// Time until the next deadline, `None` if there is none.
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.deadlines.next().map(|at| at.after(self.now.mono))
+        let queues = self.queue_deadlines.first().map(|&(at, _)| at);
+        let next = self.deadlines.next().into_iter().chain(queues).min();
+        next.map(|at| at.after(self.now.mono))
+    }
+
+    /// Sees to it that the queue is looked at when its next deadline comes. Too early a look does
+    /// no harm, so a deadline that merely moves away costs nothing.
+    pub fn arm_queue(&mut self, key: Key) {
+        let Some(slot) = self.queues.at_mut(key) else { return };
+        let Some(at) = slot.queue.next_deadline() else { return };
+        if slot.armed_at.is_some_and(|armed| armed <= at) {
+            return;
+        }
+        if let Some(armed) = slot.armed_at.replace(at) {
+            self.queue_deadlines.remove(&(armed, key));
+        }
+        self.queue_deadlines.insert((at, key));
+    }
+
+    /// The queue is gone.
+    pub fn disarm_queue(&mut self, key: Key, slot: &QueueSlot) {
+        if let Some(armed) = slot.armed_at {
+            self.queue_deadlines.remove(&(armed, key));
+        }
+    }
+
+    fn handle_queue_deadlines(&mut self, now: Now) {
+        for _ in 0..TIMERS_PER_TICK_MAX {
+            let Some(&(at, key)) = self.queue_deadlines.first() else { return };
+            if at > now.mono {
+                return;
+            }
+            self.queue_deadlines.pop_first();
+            let Some(slot) = self.queues.at_mut(key) else { continue };
+            slot.armed_at = None;
+            slot.queue.handle_deadline(now, &mut self.memory);
+            // What it came to is polled where deliveries are, and the next one armed.
+            self.close_deleted(key);
+            self.activate(key);
+        }
     }
 
     /// Handles what is due.
-    pub fn handle_deadlines(&mut self, now: crate::base::time::Now) {
+    pub fn handle_deadlines(&mut self, now: Now) {
+        self.handle_queue_deadlines(now);
         for _ in 0..TIMERS_PER_TICK_MAX {
             let Some(timer) = self.deadlines.poll(now.mono) else { return };
             match timer {
                 Timer::Connection(key) => self.check_connection(key, now.mono),
-                Timer::Queue(queue) => {
-                    if let Some(slot) = self.queues.at_mut(queue) {
-                        if slot.armed_at.is_some_and(|at| at <= now.mono) {
-                            slot.armed_at = None;
-                        }
-                        slot.queue.handle_deadline(now, &mut self.memory);
-                    }
-                    self.activate(queue);
-                }
                 Timer::Shrink => {
                     self.shrink();
                     for queue in std::mem::take(&mut self.short_of_memory) {

@@ -128,7 +128,8 @@ fn consume(dump: &mut Dump, batch: &[u8]) {
     };
     dump.request((CONSUMER, 4), Request::ConsumerOpen(open));
     let in_flight_max = limits::IN_FLIGHT_MAX as u32;
-    let opened = wire::ConsumerOpenedT { in_flight_max, lease_ms: 0, home_shard: 0 };
+    let opened =
+        wire::ConsumerOpenedT { in_flight_max, lease_ms: limits::LEASE_MS_DEFAULT, home_shard: 0 };
     dump.answer((CONSUMER, 4), Answer::ConsumerOpened(opened));
     let header = DeliverHeader {
         delivery_id: 1,

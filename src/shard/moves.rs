@@ -1,0 +1,239 @@
+//! Carries messages from one queue to another: dead letters here, redrive in `redrive`.
+//!
+//! ```text
+//! source: poll_move -> Move ----> target: accept_move
+//!         handle_moved <- MoveDone <----'
+//!         settled -----> target: settle_move
+//! ```
+//!
+//! The source holds the message until it has the answer, so nothing is lost on the way; the target
+//! remembers the move until it is settled, so nothing is there twice. [`Move`] and [`MoveDone`] own
+//! all that they need: they may travel from shard to shard.
+
+use crate::base::slot_map::Key;
+use crate::base::time::Now;
+use crate::format::dead_letter::{self, DeadLetter};
+use crate::limits::DEAD_LETTER_HOPS_MAX;
+use crate::protocol::control::ATTEMPTS_UNLIMITED;
+use crate::protocol::error::ErrorCode;
+use crate::queue::memory::Account;
+use crate::queue::moved::{Accepted, MoveKey, MovedMessage};
+use crate::queue::policy::{SubscriptionOptions, is_name};
+use crate::queue::{MoveOut, Queue};
+use crate::shard::core::Core;
+use crate::shard::options::queue_options;
+use crate::shard::router::home;
+use crate::shard::subscriptions::DEFAULT_SUBSCRIPTION;
+
+/// A message that its target is asked to take.
+pub(super) struct Move {
+    /// Which move it is, and so where the answer goes.
+    pub key: MoveKey,
+    /// The queue that shall have it.
+    pub target: Box<str>,
+    /// The target is made if it does not exist: a default dead-letter queue.
+    pub makes_target: bool,
+    /// Only this subscription of the target gets it, if it is there.
+    pub only: Option<Box<str>>,
+    /// It.
+    pub message: MovedMessage,
+}
+
+/// What became of a [`Move`].
+pub(super) struct MoveDone {
+    /// Which.
+    pub key: MoveKey,
+    /// The target's home.
+    pub home: u32,
+    /// The target there.
+    pub target: Option<Key>,
+    /// Bytes that are charged for it.
+    pub bytes: usize,
+    /// Whether the target has it, or why not.
+    pub outcome: Result<Accepted, &'static str>,
+}
+
+/// What one shard tells another of moves.
+pub(super) enum Note {
+    /// To the target's home.
+    Asked(Box<Move>),
+    /// To the source's home.
+    Done(MoveDone),
+    /// To the target's home: the source has noted the answer.
+    Settled(Key, MoveKey),
+}
+
+/// What the notes of one move take at most.
+const NOTES_BYTES: usize = 2 * size_of::<Note>() + size_of::<Move>();
+/// A message stays in a queue where it was dead-lettered too often before.
+const HOPS_REASON: &str = "dead_letter_hops";
+/// The move was not asked for: there is no memory to carry the message in.
+const MEMORY_REASON: &str = "memory_limit";
+
+impl Core {
+    /// Sends the dead letters of a queue on their way. Uses up `budget`, in bytes; true if nothing
+    /// is left to send for now.
+    pub fn carry_dead_letters(&mut self, queue: Key, now: Now, budget: &mut usize) -> bool {
+        while let Some(slot) = self.queues.at_mut(queue) {
+            let Some(out) = slot.queue.poll_move(now) else { return true };
+            let target = slot.queue.dead_letter_name(out.subscription);
+            let makes_target = slot.queue.makes_dead_letter(out.subscription);
+            let (subscription, sequence) = (out.subscription, out.run.sequence);
+            let key = MoveKey { shard: self.config.shard, queue, subscription, sequence };
+            let Some(message) = dead_letter(&slot.queue, &out) else {
+                self.note_moved(key, Err(HOPS_REASON), now);
+                continue;
+            };
+            *budget = budget.saturating_sub(message.bytes());
+            let target = target.into();
+            self.send_move(Move { key, target, makes_target, only: None, message }, now);
+            if *budget == 0 {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes a move to its target's home.
+    pub fn send_move(&mut self, asked: Move, now: Now) {
+        let (key, bytes) = (asked.key, asked.message.bytes() + NOTES_BYTES);
+        if self.memory.budget.try_charge(Account::Moves, bytes).is_err() {
+            let outcome = Err(MEMORY_REASON);
+            let home = self.config.shard;
+            let done = MoveDone { key, home, target: None, bytes: 0, outcome };
+            return self.handle_move_done(done, now);
+        }
+        let to = home(&asked.target, self.config.shards);
+        if to == self.config.shard {
+            let done = self.handle_move(asked, now);
+            self.handle_move_done(done, now);
+        } else {
+            self.parked_moves.push_back((to as usize, Box::new(asked)));
+            self.send_parked_moves();
+        }
+    }
+
+    /// Moves that go to other shards, as far as there is room for them.
+    pub fn send_parked_moves(&mut self) {
+        let Some(post) = &mut self.post else { return };
+        // One that has to wait lets those to other shards pass.
+        for _ in 0..self.parked_moves.len() {
+            let Some((to, asked)) = self.parked_moves.pop_front() else { return };
+            let bytes = asked.message.bytes();
+            if post.has_room(to, bytes) {
+                post.put_note(to, Note::Asked(asked), bytes);
+            } else {
+                self.parked_moves.push_back((to, asked));
+            }
+        }
+    }
+
+    /// Another shard has something to say of a move.
+    pub fn handle_note(&mut self, from: usize, note: Note) {
+        let now = self.now;
+        match note {
+            Note::Asked(asked) => {
+                let done = self.handle_move(*asked, now);
+                if let Some(post) = &mut self.post {
+                    post.put_note(from, Note::Done(done), 0);
+                }
+            }
+            Note::Done(done) => self.handle_move_done(done, now),
+            Note::Settled(target, key) => self.settle_move(target, key),
+        }
+    }
+
+    /// Does what a move asks, at its target's home.
+    fn handle_move(&mut self, asked: Move, now: Now) -> MoveDone {
+        let (key, bytes) = (asked.key, asked.message.bytes() + NOTES_BYTES);
+        let home = self.config.shard;
+        let refused = |code: ErrorCode| {
+            let outcome = Err(code.name());
+            MoveDone { key, home, target: None, bytes, outcome }
+        };
+        let target = match self.target_of(&asked) {
+            Ok(target) => target,
+            Err(code) => return refused(code),
+        };
+        let Some(slot) = self.queues.at_mut(target) else {
+            return refused(ErrorCode::QueueNotFound);
+        };
+        let (only, memory) = (asked.only.as_deref(), &mut self.memory);
+        let accepted = slot.queue.accept_move(key, &asked.message, only, now.wall, memory);
+        self.activate(target);
+        let outcome = accepted.map_err(|refused| refused.name());
+        MoveDone { key, home, target: Some(target), bytes, outcome }
+    }
+
+    /// What became of a move, at its source's home.
+    pub fn handle_move_done(&mut self, done: MoveDone, now: Now) {
+        self.memory.budget.release(Account::Moves, done.bytes);
+        let outcome = done.outcome.map(|_| ());
+        self.note_moved(done.key, outcome, now);
+        self.note_redriven(done.key, outcome);
+        // From now on nobody asks for it again.
+        let (Ok(()), Some(target)) = (outcome, done.target) else { return };
+        match (done.home, &mut self.post) {
+            (home, Some(post)) if home != self.config.shard => {
+                post.put_note(home as usize, Note::Settled(target, done.key), 0);
+            }
+            _ => self.settle_move(target, done.key),
+        }
+    }
+
+    fn settle_move(&mut self, target: Key, key: MoveKey) {
+        if let Some(slot) = self.queues.at_mut(target) {
+            slot.queue.settle_move(key, &mut self.memory);
+        }
+    }
+
+    /// Tells the source, if it is still there.
+    fn note_moved(&mut self, key: MoveKey, outcome: Result<(), &'static str>, now: Now) {
+        let Some(slot) = self.queues.at_mut(key.queue) else { return };
+        let (subscription, memory) = (key.subscription, &mut self.memory);
+        slot.queue.handle_moved(subscription, key.sequence, outcome, now, memory);
+        self.activate(key.queue);
+    }
+
+    /// The queue that a move goes to; a default dead-letter queue is made on first use.
+    fn target_of(&mut self, asked: &Move) -> Result<Key, ErrorCode> {
+        let name = &*asked.target;
+        if let Some(&key) = self.names.get(name) {
+            return Ok(key);
+        }
+        if !asked.makes_target {
+            return Err(ErrorCode::QueueNotFound);
+        }
+        if !is_name(name) {
+            return Err(ErrorCode::BadName);
+        }
+        let options = queue_options(None, self.config.message_bytes_max);
+        // Whatever fails there was given up once already: it stays until somebody looks at it.
+        let subscription =
+            SubscriptionOptions { max_attempts: ATTEMPTS_UNLIMITED, ..Default::default() };
+        options
+            .and_then(|options| {
+                self.make_queue(name, options, &[DEFAULT_SUBSCRIPTION], &subscription)
+            })
+            .map_err(|refused| refused.code)
+    }
+}
+
+/// A dead letter as it travels; `None` if it was one too often.
+fn dead_letter(queue: &Queue, out: &MoveOut) -> Option<MovedMessage> {
+    let subscription = queue.subscription(out.subscription)?.name();
+    queue.move_out(&out.run, |own| {
+        let letter = DeadLetter {
+            queue: queue.name(),
+            subscription,
+            sequence: out.run.sequence,
+            reason: out.reason.name(),
+            error: &out.text,
+            attempts: out.attempts,
+            first_us: out.first_failed.0,
+            last_us: out.last_failed.0,
+        };
+        let again = dead_letter::hops(own) < DEAD_LETTER_HOPS_MAX;
+        again.then(|| dead_letter::marked(own, &letter))
+    })
+}

@@ -1,0 +1,256 @@
+//! Redrive: messages of a dead-letter queue go back to where they came from. A request is a job
+//! that goes on tick by tick until it has looked at enough; jobs are done one after the other.
+
+use crate::base::slot_map::Key;
+use crate::base::time::Now;
+use crate::format::dead_letter;
+use crate::limits::{MOVES_MAX, REDRIVE_COUNT_MAX, REDRIVE_SCAN_MAX};
+use crate::protocol::control::Answer;
+use crate::protocol::error::ErrorCode;
+use crate::protocol::frame::FrameHeader;
+use crate::protocol::wire;
+use crate::queue::Queue;
+use crate::queue::log::Run;
+use crate::queue::memory::Account;
+use crate::queue::moved::{MoveKey, MovedMessage};
+use crate::queue::policy::is_name;
+use crate::shard::core::Core;
+use crate::shard::moves::Move;
+use crate::shard::options::{Refused, bad_name};
+use crate::shard::subscriptions::DEFAULT_SUBSCRIPTION;
+
+/// A request that is being carried out.
+pub(super) struct Redrive {
+    /// Who asked.
+    connection: Key,
+    header: FrameHeader,
+    queue: Key,
+    subscription: Key,
+    target: Option<Box<str>>,
+    filter: Option<(Box<str>, Box<str>)>,
+    /// Messages that it may still move, and look at.
+    move_left: u32,
+    look_left: u32,
+    /// Sequences of those on their way.
+    out: Vec<u64>,
+    /// It takes no more.
+    ended: bool,
+    answer: wire::RedrivenT,
+    charged_bytes: usize,
+}
+
+/// What is to be done with a message that a redrive looks at.
+enum Found {
+    /// The filter does not want it.
+    Other,
+    /// It does not say where it came from, and no target was asked for.
+    NoOrigin,
+    /// It goes there, to this one subscription if it is named.
+    Goes(Box<str>, Option<Box<str>>, MovedMessage),
+}
+
+/// The message says nothing of where it came from.
+const NO_ORIGIN_REASON: &str = "no_origin";
+/// Messages that are looked at in one go.
+const LOOK_COUNT: usize = 64;
+/// Bytes that redrives send in one tick.
+const REDRIVE_BYTES_PER_TICK: usize = 4 << 20;
+
+impl Core {
+    pub fn redrive(
+        &mut self,
+        connection: Key,
+        header: &FrameHeader,
+        body: &wire::RedriveT,
+    ) -> Result<Option<Answer>, Refused> {
+        self.check_not_draining()?;
+        let queue = self.find_queue(&body.queue)?;
+        let subscription = self.find_subscription(queue, DEFAULT_SUBSCRIPTION)?;
+        let text = |text: &Option<String>| {
+            text.as_deref().filter(|text| !text.is_empty()).map(Box::<str>::from)
+        };
+        let target = text(&body.target);
+        if let Some(target) = &target {
+            if !is_name(target) {
+                return Err(bad_name(target));
+            }
+            if **target == *body.queue {
+                let text = "a redrive to the queue itself would never end";
+                return Err(Refused::new(ErrorCode::BadOption, text));
+            }
+        }
+        let value = || text(&body.filter_value).unwrap_or_default();
+        let filter = text(&body.filter_key).map(|key| (key, value()));
+        let texts = target.as_ref().map_or(0, |text| text.len())
+            + filter.as_ref().map_or(0, |(key, value)| key.len() + value.len());
+        let charged_bytes = size_of::<Redrive>() + texts + MOVES_MAX * size_of::<u64>();
+        let charged = self.memory.budget.try_charge(Account::Connections, charged_bytes);
+        charged.map_err(|full| Refused::new(ErrorCode::MemoryLimit, full.to_string()))?;
+        let last_sequence = body.after_sequence;
+        self.redrives.push_back(Redrive {
+            connection,
+            header: *header,
+            queue,
+            subscription,
+            target,
+            filter,
+            move_left: body.count_max.clamp(1, REDRIVE_COUNT_MAX),
+            look_left: REDRIVE_SCAN_MAX,
+            out: Vec::new(),
+            ended: false,
+            answer: wire::RedrivenT { last_sequence, ..Default::default() },
+            charged_bytes,
+        });
+        Ok(None)
+    }
+
+    /// Goes on with the oldest redrives, as far as this tick lets it.
+    pub fn go_on_redriving(&mut self, now: Now) {
+        let mut budget = REDRIVE_BYTES_PER_TICK;
+        while budget > 0 && !self.redrives.is_empty() {
+            self.look_for_redrive(now, &mut budget);
+            let Some(job) = self.redrives.front() else { return };
+            if !job.out.is_empty() || !job.ended {
+                return;
+            }
+            if let Some(job) = self.redrives.pop_front() {
+                self.end_redrive(job);
+            }
+        }
+    }
+
+    /// Whether the next step of a redrive waits for nothing.
+    pub fn can_redrive(&self) -> bool {
+        self.redrives.front().is_some_and(|job| !job.ended && job.out.len() < MOVES_MAX)
+    }
+
+    /// A move is over, perhaps one of the redrive's.
+    pub fn note_redriven(&mut self, key: MoveKey, outcome: Result<(), &'static str>) {
+        let Some(job) = self.redrives.front_mut() else { return };
+        if (job.queue, job.subscription) != (key.queue, key.subscription) {
+            return;
+        }
+        let Some(nth) = job.out.iter().position(|sequence| *sequence == key.sequence) else {
+            return;
+        };
+        job.out.swap_remove(nth);
+        match outcome {
+            Ok(()) => job.answer.messages += 1,
+            Err(reason) => job.note_refused(reason),
+        }
+    }
+
+    /// Looks at messages in order and sends those that are wanted.
+    fn look_for_redrive(&mut self, now: Now, budget: &mut usize) {
+        while *budget > 0 {
+            let Some(job) = self.redrives.front_mut() else { return };
+            // Nobody waits for the answer any more: what is on its way is all there will be.
+            job.ended |= self.connections.at(job.connection).is_none();
+            let queue = self.queues.at_mut(job.queue).map(|slot| &mut slot.queue);
+            let Some(queue) = queue.filter(|q| q.subscription(job.subscription).is_some()) else {
+                job.ended = true;
+                return;
+            };
+            if job.ended || job.out.len() >= MOVES_MAX {
+                return;
+            }
+            let count = LOOK_COUNT.min(MOVES_MAX - job.out.len());
+            let runs = queue.ready_behind(job.subscription, job.answer.last_sequence, count);
+            if runs.is_empty() {
+                job.answer.finished = true;
+                job.ended = true;
+                return;
+            }
+            for run in runs {
+                if !self.redrive_one(&run, now, budget) {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Looks at one message. False: enough for now.
+    fn redrive_one(&mut self, run: &Run, now: Now, budget: &mut usize) -> bool {
+        let Some(job) = self.redrives.front_mut() else { return false };
+        if job.move_left == 0 || job.look_left == 0 || job.answer.refused >= MOVES_MAX as u64 {
+            job.ended = true;
+            return false;
+        }
+        let Some(slot) = self.queues.at_mut(job.queue) else { return false };
+        job.look_left -= 1;
+        let found = job.judge(&slot.queue, run);
+        let (target, only, message) = match found {
+            Found::Goes(target, only, message) => (target, only, message),
+            Found::Other => {
+                job.answer.last_sequence = run.sequence;
+                return true;
+            }
+            Found::NoOrigin => {
+                job.answer.last_sequence = run.sequence;
+                job.note_refused(NO_ORIGIN_REASON);
+                return true;
+            }
+        };
+        let (subscription, sequence) = (job.subscription, run.sequence);
+        match slot.queue.begin_redrive(subscription, sequence, &mut self.memory) {
+            Ok(true) => job.answer.last_sequence = sequence,
+            // It is ready no more.
+            Ok(false) => return true,
+            Err(_) => {
+                job.note_refused(ErrorCode::MemoryLimit.name());
+                job.ended = true;
+                return false;
+            }
+        }
+        job.move_left -= 1;
+        job.out.push(sequence);
+        *budget = budget.saturating_sub(message.bytes().max(1024));
+        let key = MoveKey { shard: self.config.shard, queue: job.queue, subscription, sequence };
+        self.send_move(Move { key, target, makes_target: false, only, message }, now);
+        *budget > 0
+    }
+
+    /// Answers it.
+    fn end_redrive(&mut self, job: Redrive) {
+        self.memory.budget.release(Account::Connections, job.charged_bytes);
+        let queue = self.queues.at(job.queue).map(|slot| &slot.queue);
+        if queue.is_none_or(|queue| queue.subscription(job.subscription).is_none()) {
+            let text = "the queue or its subscription went away during the redrive";
+            return self.refuse(job.connection, &job.header, ErrorCode::QueueDeleted, text);
+        }
+        self.answer(job.connection, &job.header, &Answer::Redriven(job.answer));
+    }
+}
+
+impl Redrive {
+    fn note_refused(&mut self, reason: &'static str) {
+        self.answer.refused += 1;
+        self.answer.reason = Some(reason.to_owned());
+    }
+
+    /// Where a message goes, as one that travels.
+    fn judge(&self, queue: &Queue, run: &Run) -> Found {
+        let mut found = Found::Other;
+        let mut goes = None;
+        let message = queue.move_out(run, |own| {
+            let text = |name: &[u8]| dead_letter::text(own, name);
+            if let Some((key, value)) = &self.filter
+                && dead_letter::header(own, key.as_bytes()) != Some(value.as_bytes())
+            {
+                return None;
+            }
+            let origin = text(dead_letter::QUEUE).filter(|name| *name != queue.name());
+            let Some(target) = self.target.as_deref().or(origin) else {
+                found = Found::NoOrigin;
+                return None;
+            };
+            let only = text(dead_letter::SUBSCRIPTION).filter(|_| origin == Some(target));
+            goes = Some((Box::from(target), only.map(Box::from)));
+            Some(dead_letter::stripped(own))
+        });
+        match (goes, message) {
+            (Some((target, only)), Some(message)) => Found::Goes(target, only, message),
+            _ => found,
+        }
+    }
+}
