@@ -29,6 +29,8 @@
 //! ```
 
 mod blocking;
+mod counts;
+mod driver;
 mod error;
 mod message;
 mod options;
@@ -43,10 +45,11 @@ pub use crate::protocol::wire::{
     SubscriptionDescriptionT as SubscriptionDescription,
 };
 pub use blocking::connection::{Connection, Peeked, Removed};
-pub use blocking::consumer::{AckCount, ConsumeCounts, Consumer};
+pub use blocking::consumer::Consumer;
 pub use blocking::delivery::{Batch, Delivery, DeliveryId, Iter, OwnedDelivery};
-pub use blocking::publisher::{Confirm, PublishCounts, Publisher, PublisherState};
+pub use blocking::publisher::{Confirm, Publisher};
 pub use blocking::subscriptions::{Redrive, Redriven};
+pub use counts::{AckCount, ConsumeCounts, PublishCounts, PublisherState};
 pub use error::{BrokerError, ClientError, LostReason};
 pub use message::{Message, Properties};
 pub use options::{

@@ -28,8 +28,13 @@ pub struct ConnectOptions {
     /// What to do when the connection is lost, and when the first one cannot be made.
     pub reconnect: ReconnectPolicy,
     /// After so long without a byte from the broker it is asked to answer, and after as long
-    /// again the connection is given up. 100 ms to 1 h; default 10 s.
+    /// again the connection is given up. Where a thread or task can keep it (not in the blocking
+    /// consumer), the broker is promised as much, and gives up a client that is silent for twice
+    /// as long. 100 ms to 1 h; default 10 s.
     pub heartbeat: Duration,
+    /// Have a publisher's or consumer's connection handed to the shard of the broker that has its
+    /// queue, so that messages do not cross from one to another. Default true.
+    pub attach: bool,
     /// For one request of [`Connection`](crate::client::Connection). Default 30 s.
     pub request_timeout: Duration,
     /// Spin on the socket instead of sleeping: lowest latency, one core per waiting thread.
@@ -87,6 +92,7 @@ impl Default for ConnectOptions {
             connect_timeout: Duration::from_secs(5),
             reconnect: ReconnectPolicy::default(),
             heartbeat: Duration::from_secs(10),
+            attach: true,
             request_timeout: Duration::from_secs(30),
             busy_poll: false,
             on_event: None,
@@ -104,6 +110,7 @@ impl std::fmt::Debug for ConnectOptions {
             .field("connect_timeout", &self.connect_timeout)
             .field("reconnect", &self.reconnect)
             .field("heartbeat", &self.heartbeat)
+            .field("attach", &self.attach)
             .field("busy_poll", &self.busy_poll)
             .finish_non_exhaustive()
     }

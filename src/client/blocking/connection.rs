@@ -1,7 +1,8 @@
 //! Requests: ping, queues, stats. One is under way at a time.
 
-use super::link::{Link, Room};
+use super::link::{BlockingLink, Room};
 use crate::base::time::Mono;
+use crate::client::driver::{Setup, create_request};
 use crate::client::session::Event;
 use crate::client::{
     ClientError, ConnectOptions, ConnectionEvent, LostReason, PeekedMessage, QueueChange,
@@ -15,7 +16,7 @@ use std::time::Duration;
 /// A connection for requests. When it is lost it is made anew, and what may be asked twice is asked
 /// again.
 pub struct Connection {
-    link: Link,
+    link: BlockingLink,
     server_version: String,
 }
 
@@ -50,8 +51,10 @@ impl Connection {
     /// # Errors
     /// [`ClientError::Connect`] if none does, [`ClientError::Option`] for options that cannot be.
     pub fn open(options: &ConnectOptions) -> Result<Connection, ClientError> {
-        let mut connection =
-            Connection { link: Link::new(options)?, server_version: String::new() };
+        let mut connection = Connection {
+            link: BlockingLink::new(options, Setup::default())?,
+            server_version: String::new(),
+        };
         let deadline = connection.link.clock.after(options.request_timeout);
         connection.connect(deadline)?;
         Ok(connection)
@@ -323,27 +326,6 @@ impl Connection {
             }
         }
     }
-}
-
-/// The request that makes a queue, with this subscription if it is not `default`.
-pub(super) fn create_request(queue: &str, subscription: &str, options: &QueueOptions) -> Request {
-    Request::QueueCreate(wire::QueueCreateT {
-        name: queue.into(),
-        options: Some(Box::new(options.to_wire())),
-        subscriptions: (!subscription.is_empty()).then(|| vec![subscription.into()]),
-        subscription_options: None,
-    })
-}
-
-/// The request that makes a subscription of a queue, for all that the queue still holds.
-pub(super) fn create_subscription_request(queue: &str, subscription: &str) -> Request {
-    let name = if subscription.is_empty() { "default" } else { subscription };
-    Request::SubscriptionCreate(wire::SubscriptionCreateT {
-        queue: queue.into(),
-        name: name.into(),
-        options: None,
-        start: wire::Start::Oldest,
-    })
 }
 
 pub(super) fn unexpected(answer: &Answer) -> ClientError {

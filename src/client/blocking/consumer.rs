@@ -2,12 +2,13 @@
 //! buffer; acks and credit gather and go out in one write before the next read.
 
 use super::delivery::{AnswerLog, Batch, Delivery, DeliveryId, Place, Ready, Verb};
-use super::link::{Link, Reopen, Room};
+use super::link::{BlockingLink, Room};
 use crate::base::time::Mono;
+use crate::client::driver::{Reopen, Setup};
 use crate::client::session::{Event, Refusal};
 use crate::client::{
-    BrokerError, ClientError, ConnectOptions, ConnectionEvent, ConsumerOptions, ErrorCode,
-    LostReason,
+    AckCount, BrokerError, ClientError, ConnectOptions, ConnectionEvent, ConsumeCounts,
+    ConsumerOptions, ErrorCode, LostReason,
 };
 use crate::format::record::Records;
 use crate::protocol::hot::AckDone;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 /// Receives from one queue.
 pub struct Consumer {
-    link: Link,
+    link: BlockingLink,
     handle: u32,
     queue: String,
     options: ConsumerOptions,
@@ -46,30 +47,6 @@ struct PullUnderway {
     ended: Option<Result<(), ClientError>>,
 }
 
-/// What the broker answered to acks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AckCount {
-    /// Messages that are done, or were nacked.
-    pub acked: u64,
-    /// Messages that were in flight no more: acked before, or given back to the queue.
-    pub late: u64,
-}
-
-/// What became of the messages of a consumer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ConsumeCounts {
-    /// Handed out.
-    pub received: u64,
-    /// Acks given to the broker. What was under way when a connection ended may not have arrived;
-    /// those messages come again.
-    pub acked: u64,
-    /// Nacks given to the broker: failed, given back, rejected.
-    pub nacked: u64,
-    /// Acks and nacks that came too late: the delivery was of an older connection, or its lease had
-    /// ended.
-    pub late: u64,
-}
-
 impl Consumer {
     /// Connects and opens a consumer on `queue`.
     ///
@@ -82,7 +59,9 @@ impl Consumer {
         options: ConsumerOptions,
     ) -> Result<Consumer, ClientError> {
         options.check()?;
-        let mut link = Link::new(connect)?;
+        // It has no thread to keep a promised beat; the probes are enough while it waits.
+        let setup = Setup { attach: Some(queue.into()), heartbeats: false };
+        let mut link = BlockingLink::new(connect, setup)?;
         let settings = options.settings(queue, 0);
         let handle = link.session.open_consumer(settings).expect("the first handle is free");
         let mut consumer = Consumer {
@@ -520,7 +499,7 @@ impl Consumer {
             Event::ConsumerOpened { .. } => {
                 self.opened = true;
                 self.due = (0, 0);
-                self.link.backoff.succeeded();
+                self.link.pauses.succeeded();
             }
             Event::ConsumerDown { error, .. } => self.on_down(error)?,
             Event::Answered { correlation, .. } if self.creating == Some(correlation) => {

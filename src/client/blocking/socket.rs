@@ -1,41 +1,16 @@
 //! One TCP connection: reads that wait and reads that do not, gathered writes that never wait, and
-//! how a server is dialled. The one place of the client that calls the system.
+//! how a server is dialled. The one place of the blocking driver that calls the system.
 
-use crate::base::time::Mono;
-use crate::client::{ClientError, ConnectOptions, LostReason};
+use crate::client::driver::Wire;
+use crate::client::{ClientError, LostReason};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use std::io::{ErrorKind, IoSlice, Read};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A write that waits longer than this for a broker that reads nothing is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The client's only clock.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Clock {
-    start: Instant,
-}
-
-impl Clock {
-    #[expect(clippy::disallowed_methods, reason = "the one clock of the client")]
-    pub(super) fn new() -> Clock {
-        Clock { start: Instant::now() }
-    }
-
-    #[inline]
-    #[expect(clippy::disallowed_methods, reason = "the one clock of the client")]
-    pub(super) fn now(&self) -> Mono {
-        Mono(Instant::now().duration_since(self.start).as_nanos() as u64)
-    }
-
-    /// The time so far from now; `None` when it is too far to be told from never.
-    pub(super) fn after(&self, duration: Duration) -> Option<Mono> {
-        let nanos = u64::try_from(duration.as_nanos()).ok()?;
-        self.now().0.checked_add(nanos).map(Mono)
-    }
-}
 
 /// A connected socket. Reading and writing may be done by two threads at once.
 pub(super) struct Socket {
@@ -100,11 +75,6 @@ impl Socket {
         self.stream.set_read_timeout(timeout).map_err(|error| LostReason::Io(error.kind()))
     }
 
-    /// Writes as much as the system takes without waiting; `None` if nothing.
-    pub(super) fn try_write(&self, slices: &[IoSlice<'_>]) -> Result<Option<usize>, LostReason> {
-        self.write(slices, SendFlags::DONTWAIT)
-    }
-
     /// Writes, waiting until the system takes something.
     pub(super) fn write_within(&self, slices: &[IoSlice<'_>]) -> Result<usize, LostReason> {
         self.write(slices, SendFlags::empty())?.ok_or(LostReason::Silent)
@@ -130,9 +100,14 @@ impl Socket {
     pub(super) fn raw_fd(&self) -> std::os::fd::RawFd {
         std::os::fd::AsRawFd::as_raw_fd(&self.stream)
     }
+}
 
-    /// Wakes a thread that waits in a read: it finds the end.
-    pub(super) fn shut(&self) {
+impl Wire for Socket {
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> Result<Option<usize>, LostReason> {
+        self.write(slices, SendFlags::DONTWAIT)
+    }
+
+    fn shut(&self) {
         // Only fails when the connection is gone already.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
@@ -152,74 +127,4 @@ pub(super) fn dial(server: &str, timeout: Duration) -> Result<Socket, ClientErro
         }
     }
     Err(ClientError::Connect { server: server.into(), reason })
-}
-
-/// A random number that differs between processes and calls.
-pub(super) fn random_u64() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    // The standard library seeds it from the system's random numbers.
-    std::hash::RandomState::new().build_hasher().finish()
-}
-
-/// When to try again: exponential pauses with full jitter, within a total time.
-pub(super) struct Backoff {
-    prng: crate::base::prng::Prng,
-    attempts: u32,
-    /// When the present trouble began.
-    since: Option<Mono>,
-    /// When the last connection was made.
-    connected_at: Option<Mono>,
-}
-
-/// A connection that held so long ends the trouble before it.
-const STEADY_MS: u64 = 1000;
-
-impl Backoff {
-    pub(super) fn new() -> Backoff {
-        let prng = crate::base::prng::Prng::new(random_u64());
-        Backoff { prng, attempts: 0, since: None, connected_at: None }
-    }
-
-    /// A connection was made and is of use.
-    pub(super) fn connected(&mut self, now: Mono) {
-        self.connected_at = Some(now);
-    }
-
-    /// Something failed: when to try again, `None` if it is to be given up.
-    pub(super) fn failed(&mut self, now: Mono, options: &ConnectOptions) -> Option<Mono> {
-        if self.connected_at.take().is_some_and(|at| now.ms_since(at) >= STEADY_MS) {
-            self.succeeded();
-        }
-        let policy = &options.reconnect;
-        let since = *self.since.get_or_insert(now);
-        let give_up_at = since.0.saturating_add(nanos(policy.give_up_after));
-        if policy.give_up_after.is_zero() || now.0 >= give_up_at {
-            return None;
-        }
-        let bound = nanos(policy.pause_first)
-            .saturating_mul(1 << self.attempts.min(32))
-            .min(nanos(policy.pause_max))
-            .max(1);
-        self.attempts += 1;
-        // The last attempt is made when the time is over, not after it.
-        Some(Mono(now.0.saturating_add(self.prng.below(bound)).min(give_up_at)))
-    }
-
-    /// All is well: the next trouble starts from the first pause.
-    pub(super) fn succeeded(&mut self) {
-        (self.attempts, self.since) = (0, None);
-    }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Whether trying again may help after a connection ended so.
-pub(super) fn may_pass(reason: &LostReason) -> bool {
-    match reason {
-        LostReason::Fatal(error) => error.is_retryable(),
-        LostReason::Protocol(_) => false,
-        LostReason::Io(_) | LostReason::Closed | LostReason::Silent => true,
-    }
 }

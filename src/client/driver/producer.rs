@@ -1,13 +1,12 @@
-//! What the threads of a publisher share under one lock: the link, what waits to be sent, what
-//! became of the messages.
+//! What the threads or tasks of a publisher share under one lock: the link, what waits to be sent,
+//! what became of the messages.
 
-use super::PublishCounts;
+use super::{Link, Reopen, Setup, Wire, random_u64};
 use crate::base::time::Mono;
-use crate::client::blocking::link::{Link, Reopen};
 use crate::client::session::{Event, ProducerSettings, ProducerView};
 use crate::client::{
     BrokerError, ClientError, ConnectOptions, ConnectionEvent, ErrorCode, LostReason, Message,
-    PublisherOptions, Reached,
+    PublishCounts, PublisherOptions, PublisherState, Reached,
 };
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,49 +15,51 @@ use std::time::Duration;
 const FAILURES_MAX: usize = 1024;
 /// How often the keeper looks for a window that lets more batches go.
 const WINDOW_PAUSE: Duration = Duration::from_millis(5);
+/// How often it looks while there is nothing to do.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
 /// After gathering, the keeper looks after each linger for so long.
 const WATCH_MS: u64 = 50;
 
-pub(super) struct Core {
-    pub(super) link: Link,
-    pub(super) handle: u32,
+pub(crate) struct Core<S> {
+    pub(crate) link: Link<S>,
+    pub(crate) handle: u32,
     queue: String,
     options: PublisherOptions,
     /// When the oldest gathered message came.
     gathered_at: Option<Mono>,
     /// When something was gathered last.
     gathered_last_at: Mono,
-    pub(super) sent_at: Mono,
-    pub(super) read_at: Mono,
+    pub(crate) sent_at: Mono,
+    pub(crate) read_at: Mono,
     /// First and last ordinal, and why.
     failures: VecDeque<(u64, u64, ClientError)>,
     /// The first failure since the last flush.
     flush_failure: Option<ClientError>,
     counts: PublishCounts,
     reached: Reached,
-    pub(super) opened_once: bool,
-    pub(super) blocked: Option<String>,
+    pub(crate) opened_once: bool,
+    pub(crate) blocked: Option<String>,
     reopen_at: Option<Mono>,
     creating: Option<u32>,
     /// What ended the publisher.
-    pub(super) failed: Option<ClientError>,
+    pub(crate) failed: Option<ClientError>,
     /// The keeper shall end.
-    pub(super) closing: bool,
+    pub(crate) closing: bool,
     /// Threads that wait for a change.
-    pub(super) waiters: u32,
+    pub(crate) waiters: u32,
     /// The keeper sleeps for longer than a linger.
-    pub(super) keeper_asleep: bool,
+    pub(crate) keeper_asleep: bool,
 }
 
-impl Core {
-    pub(super) fn new(
+impl<S: Wire> Core<S> {
+    pub(crate) fn new(
         connect: &ConnectOptions,
         queue: &str,
         options: PublisherOptions,
-    ) -> Result<Core, ClientError> {
+    ) -> Result<Core<S>, ClientError> {
         options.check()?;
-        let mut link = Link::new(connect)?;
-        let random = || super::super::socket::random_u64().max(1);
+        let mut link = Link::new(connect, Setup { attach: Some(queue.into()), heartbeats: true })?;
+        let random = || random_u64().max(1);
         let settings = ProducerSettings {
             queue: queue.into(),
             producer_id: options.producer_id.unwrap_or_else(random),
@@ -90,29 +91,29 @@ impl Core {
     }
 
     #[inline]
-    pub(super) fn view(&self) -> ProducerView {
+    pub(crate) fn view(&self) -> ProducerView {
         self.link.session.producer(self.handle)
     }
 
     #[inline]
-    pub(super) fn outstanding_bytes(&self) -> usize {
+    pub(crate) fn outstanding_bytes(&self) -> usize {
         self.view().outstanding_bytes
     }
 
     #[inline]
-    pub(super) fn is_over_room(&self) -> bool {
+    pub(crate) fn is_over_room(&self) -> bool {
         self.outstanding_bytes() > self.options.outstanding_bytes_max
     }
 
-    pub(super) fn linger(&self) -> Duration {
+    pub(crate) fn linger(&self) -> Duration {
         self.options.linger
     }
 
-    pub(super) fn outstanding_bytes_max(&self) -> usize {
+    pub(crate) fn outstanding_bytes_max(&self) -> usize {
         self.options.outstanding_bytes_max
     }
 
-    pub(super) fn counts(&self) -> PublishCounts {
+    pub(crate) fn counts(&self) -> PublishCounts {
         let view = self.view();
         PublishCounts {
             published: view.ordinal_last,
@@ -125,7 +126,7 @@ impl Core {
 
     /// Adds a message; gives its ordinal, and whether that filled a batch.
     #[inline]
-    pub(super) fn add(&mut self, message: &Message<'_>) -> Result<(u64, bool), ClientError> {
+    pub(crate) fn add(&mut self, message: &Message<'_>) -> Result<(u64, bool), ClientError> {
         let (properties, concerns_broker) = message.block();
         self.link.session.add(self.handle, properties, concerns_broker, message.body())
     }
@@ -133,7 +134,7 @@ impl Core {
     /// After messages were added: sends what is due. What is gathered goes out when nothing is
     /// under way, or when the last send was a while ago; else it waits for more.
     #[inline]
-    pub(super) fn send_due(&mut self, now: Mono) {
+    pub(crate) fn send_due(&mut self, now: Mono) {
         let view = self.view();
         if view.gathered > 0 {
             let gather_ns = self.options.gather.as_nanos() as u64;
@@ -150,7 +151,7 @@ impl Core {
     }
 
     /// Sends what is gathered as soon as the window allows.
-    pub(super) fn send_gathered(&mut self) {
+    pub(crate) fn send_gathered(&mut self) {
         if self.view().gathered > 0 {
             self.link.session.send(self.handle);
             self.gathered_at = None;
@@ -159,7 +160,7 @@ impl Core {
 
     /// Writes as much as the system takes.
     #[inline]
-    pub(super) fn flush(&mut self, now: Mono) {
+    pub(crate) fn flush(&mut self, now: Mono) {
         if !self.link.session.wants_transmit() || self.link.is_down() {
             return;
         }
@@ -173,12 +174,12 @@ impl Core {
 
     /// Whether all up to `ordinal` are answered.
     #[inline]
-    pub(super) fn is_answered(&self, ordinal: u64) -> bool {
+    pub(crate) fn is_answered(&self, ordinal: u64) -> bool {
         self.view().answered_ordinal >= ordinal
     }
 
     /// The answer to messages `first..=last`, if it is there.
-    pub(super) fn answer(&self, first: u64, last: u64) -> Option<Result<Reached, ClientError>> {
+    pub(crate) fn answer(&self, first: u64, last: u64) -> Option<Result<Reached, ClientError>> {
         let failure = self.failures.iter().find(|(from, to, _)| *from <= last && *to >= first);
         if let Some((_, _, error)) = failure {
             return Some(Err(error.clone()));
@@ -190,7 +191,7 @@ impl Core {
     }
 
     /// What [`flush`](super::Publisher::flush) says once all is answered.
-    pub(super) fn take_flush_failure(&mut self) -> Result<(), ClientError> {
+    pub(crate) fn take_flush_failure(&mut self) -> Result<(), ClientError> {
         self.flush_failure.take().map_or(Ok(()), Err)
     }
 
@@ -209,14 +210,14 @@ impl Core {
     // ---- the connection ----
 
     /// What ended it, for good.
-    pub(super) fn fail(&mut self, error: ClientError) {
+    pub(crate) fn fail(&mut self, error: ClientError) {
         if self.failed.is_none() {
             self.flush_failure.get_or_insert_with(|| error.clone());
             self.failed = Some(error);
         }
     }
 
-    pub(super) fn lose(&mut self, reason: LostReason) {
+    pub(crate) fn lose(&mut self, reason: LostReason) {
         self.blocked = None;
         (self.reopen_at, self.creating) = (None, None);
         if let Err(error) = self.link.drop_connection(reason) {
@@ -225,7 +226,7 @@ impl Core {
     }
 
     /// Does what time asks for.
-    pub(super) fn handle_time(&mut self, now: Mono) {
+    pub(crate) fn handle_time(&mut self, now: Mono) {
         if self.link.hello_by().is_some_and(|by| by <= now) {
             return self.lose(LostReason::Silent);
         }
@@ -244,14 +245,32 @@ impl Core {
         self.flush(now);
     }
 
+    /// Whether messages flow.
+    pub(crate) fn state(&self) -> PublisherState {
+        match (&self.failed, &self.blocked) {
+            (Some(error), _) => PublisherState::Failed(error.clone()),
+            (None, Some(reason)) => PublisherState::Blocked { reason: reason.clone() },
+            (None, None) if self.view().open => PublisherState::Open,
+            (None, None) => PublisherState::Reconnecting,
+        }
+    }
+
+    /// When [`handle_time`](Core::handle_time) wants to be called, while connected.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn wake_at(&self) -> Option<Mono> {
+        let linger_ns = self.options.linger.as_nanos() as u64;
+        let lingers = self.gathered_at.map(|at| Mono(at.0.saturating_add(linger_ns)));
+        [self.link.wake_at(self.reopen_at), lingers].into_iter().flatten().min()
+    }
+
     /// Whether something waits that the keeper must see to if the callers go silent.
     #[inline]
-    pub(super) fn leaves_work(&self) -> bool {
+    pub(crate) fn leaves_work(&self) -> bool {
         self.view().gathered > 0 || self.link.session.wants_transmit()
     }
 
     /// When [`handle_time`](Core::handle_time) wants to be called, caller's silence assumed.
-    pub(super) fn keeper_pause(&self, now: Mono) -> Option<Duration> {
+    pub(crate) fn keeper_pause(&self, now: Mono) -> Option<Duration> {
         let view = self.view();
         let wake_at = self.link.wake_at(self.reopen_at).map(|at| at.after(now));
         let linger = self.options.linger.max(Duration::from_micros(100));
@@ -261,16 +280,15 @@ impl Core {
         } else if !view.can_send && !view.blocked {
             // Batches wait for the window, whose confirms nobody else may be reading.
             Some(linger.max(WINDOW_PAUSE))
-        } else if view.answered_ordinal < view.ordinal_last {
-            Some(Duration::from_secs(1))
         } else {
-            None
+            // A lone publish whose caller has gone silent is watched too: its connection may end.
+            Some(WATCH_PAUSE)
         };
         [pause, wake_at].into_iter().flatten().min()
     }
 
     /// Takes in bytes that were read.
-    pub(super) fn handle_bytes(&mut self, now: Mono, mut bytes: &[u8]) {
+    pub(crate) fn handle_bytes(&mut self, now: Mono, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.link.is_down() {
             let taken = self.link.session.handle_bytes(now, bytes);
             bytes = &bytes[taken..];
@@ -279,7 +297,7 @@ impl Core {
     }
 
     /// Acts on what the session reports.
-    pub(super) fn handle_events(&mut self) {
+    pub(crate) fn handle_events(&mut self) {
         while let Some(event) = self.link.session.poll_event() {
             match event {
                 Event::Confirmed { duplicates, dropped, reached, .. } => {
@@ -302,7 +320,7 @@ impl Core {
             Event::ProducerOpened { .. } => {
                 self.opened_once = true;
                 self.blocked = None;
-                self.link.backoff.succeeded();
+                self.link.pauses.succeeded();
             }
             Event::ProducerDown { error, .. } => self.on_down(error),
             Event::ProducerRenewed { messages, .. } => {

@@ -6,13 +6,14 @@
 //! a thread that sends gathered messages when the callers have gone silent, reconnects, and asks
 //! for signs of life. It sleeps while there is nothing of the kind.
 
-mod core;
-
-use self::core::Core;
-use super::link::{Dial, spin};
-use super::socket::{Clock, Socket, dial};
+use super::link::spin;
+use super::socket::{Socket, dial};
 use crate::base::time::Mono;
-use crate::client::{ClientError, ConnectOptions, LostReason, Message, PublisherOptions, Reached};
+use crate::client::driver::{Clock, Dial, producer};
+use crate::client::{
+    ClientError, ConnectOptions, LostReason, Message, PublishCounts, PublisherOptions,
+    PublisherState, Reached,
+};
 use crate::limits::KIB;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
@@ -46,6 +47,8 @@ pub struct Publisher {
     queue: String,
 }
 
+type Core = producer::Core<Socket>;
+
 struct Shared {
     core: Mutex<Core>,
     /// Held by the thread that reads the socket; what it reads into.
@@ -66,37 +69,6 @@ pub struct Confirm<'p> {
     publisher: &'p Publisher,
     first: u64,
     last: u64,
-}
-
-/// Whether messages flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PublisherState {
-    /// They do.
-    Open,
-    /// The connection is lost and being tried again, or the queue is being waited for.
-    Reconnecting,
-    /// The queue takes nothing for now.
-    Blocked {
-        /// Why, with the name of the limit.
-        reason: String,
-    },
-    /// Failed for good.
-    Failed(ClientError),
-}
-
-/// What became of the messages of a publisher.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PublishCounts {
-    /// Given to `publish` and `publish_many`.
-    pub published: u64,
-    /// Confirmed, duplicates and dropped ones included.
-    pub confirmed: u64,
-    /// Of the confirmed: the broker had them already, from before a reconnect.
-    pub duplicates: u64,
-    /// Of the confirmed: dropped by the queue's policy `drop_newest`.
-    pub dropped: u64,
-    /// Refused for good.
-    pub failed: u64,
 }
 
 impl Publisher {
@@ -250,13 +222,7 @@ impl Publisher {
 
     /// Whether messages flow.
     pub fn state(&self) -> PublisherState {
-        let core = self.shared.lock();
-        match (&core.failed, &core.blocked) {
-            (Some(error), _) => PublisherState::Failed(error.clone()),
-            (None, Some(reason)) => PublisherState::Blocked { reason: reason.clone() },
-            (None, None) if core.view().open => PublisherState::Open,
-            (None, None) => PublisherState::Reconnecting,
-        }
+        self.shared.lock().state()
     }
 
     /// What became of the messages so far.
