@@ -3,126 +3,23 @@
 #![cfg(all(feature = "cli", feature = "server"))]
 #![allow(clippy::unwrap_used, reason = "a test may fail by panic anywhere")]
 
+mod common;
+
+use common::Broker;
+use common::proxy::CuttingProxy;
 use forebay::client::{
     ClientError, ConnectOptions, Connection, ConnectionEvent, Consumer, ConsumerOptions, ErrorCode,
     Message, MissingQueue, OnFull, Publisher, PublisherOptions, PublisherState, QueueOptions,
     ReconnectPolicy,
 };
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A broker of this build; killed at the end.
-struct Broker {
-    process: Child,
-    address: String,
-    _data_dir: tempfile::TempDir,
-}
-
-impl Broker {
-    fn start() -> Broker {
-        Broker::start_on("127.0.0.1:0")
-    }
-
-    fn start_on(listen: &str) -> Broker {
-        let data_dir = tempfile::tempdir().unwrap();
-        let mut process = Command::new(env!("CARGO_BIN_EXE_forebay"))
-            .args(["serve", "--listen", listen, "--memory-limit", "256MiB", "--log", "warn"])
-            .arg("--data-dir")
-            .arg(data_dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("forebay ready on ").expect("a ready line");
-        Broker { address: address.to_owned(), process, _data_dir: data_dir }
-    }
-
-    fn options(&self) -> ConnectOptions {
-        ConnectOptions::new(&self.address)
-    }
-
-    fn create(&self, queue: &str, options: &QueueOptions) {
-        Connection::open(&self.options()).unwrap().queue_create(queue, options).unwrap();
-    }
-
-    /// SIGKILL, and another one on the same address.
-    fn restart(mut self) -> Broker {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-        Broker::start_on(&self.address.clone())
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Passes bytes on between clients and a broker, and cuts each connection after so many bytes of
-/// the client, or when told to.
-struct CuttingProxy {
-    address: String,
-    cuts: Arc<AtomicU64>,
-    calm: Arc<AtomicBool>,
-}
-
-impl CuttingProxy {
-    fn start(broker: &str, bytes_max: u64) -> CuttingProxy {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let (cuts, calm) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let proxy = CuttingProxy { address, cuts: Arc::clone(&cuts), calm: Arc::clone(&calm) };
-        let broker = broker.to_owned();
-        std::thread::spawn(move || {
-            for client in listener.incoming() {
-                let (client, server) = (client.unwrap(), TcpStream::connect(&broker).unwrap());
-                let (cuts, calm) = (Arc::clone(&cuts), Arc::clone(&calm));
-                // Another length each time, so that cuts fall everywhere in frames.
-                let bytes_max = bytes_max + cuts.load(Ordering::Relaxed) * 7919 % 4096;
-                let (from, to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-                std::thread::spawn(move || pass(from, to, u64::MAX, None));
-                std::thread::spawn(move || pass(client, server, bytes_max, Some((cuts, calm))));
-            }
-        });
-        proxy
-    }
-}
-
-type Cutter = (Arc<AtomicU64>, Arc<AtomicBool>);
-
-fn pass(mut from: TcpStream, mut to: TcpStream, bytes_max: u64, cutter: Option<Cutter>) {
-    let mut buffer = vec![0; 4096];
-    let mut passed = 0;
-    while let Ok(bytes @ 1..) = from.read(&mut buffer) {
-        if to.write_all(&buffer[..bytes]).is_err() {
-            break;
-        }
-        passed += bytes as u64;
-        if let Some((cuts, calm)) = &cutter
-            && passed >= bytes_max
-            && !calm.load(Ordering::Relaxed)
-        {
-            cuts.fetch_add(1, Ordering::Relaxed);
-            break;
-        }
-    }
-    let _ = from.shutdown(Shutdown::Both);
-    let _ = to.shutdown(Shutdown::Both);
-}
-
-fn take_all(broker: &Broker, queue: &str, count: usize) -> Vec<Vec<u8>> {
-    let mut consumer =
-        Consumer::open(&broker.options(), queue, ConsumerOptions::default()).unwrap();
+fn take_all(connect: &ConnectOptions, queue: &str, count: usize) -> Vec<Vec<u8>> {
+    let mut consumer = Consumer::open(connect, queue, ConsumerOptions::default()).unwrap();
     let mut bodies = Vec::new();
     while bodies.len() < count {
         let batch = consumer.recv_batch(Some(PATIENCE)).unwrap();
@@ -141,7 +38,7 @@ fn number(body: &[u8]) -> u64 {
 
 #[test]
 fn messages_come_back_as_they_were_published() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     broker.create("q", &QueueOptions::default());
     let publisher = Publisher::open(&broker.options(), "q", PublisherOptions::default()).unwrap();
     let sizes = [0, 1, 100, 65_000, 262_000, 262_008, 262_009, 1_000_000, 5_000_001];
@@ -175,9 +72,9 @@ fn messages_come_back_as_they_were_published() {
 
 #[test]
 fn cut_connections_lose_double_and_reorder_nothing() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     broker.create("q", &QueueOptions::default());
-    let proxy = CuttingProxy::start(&broker.address, 150_000);
+    let proxy = CuttingProxy::start(broker.address, 150_000);
     let count = 20_000u64;
     let publisher = Publisher::open(
         &ConnectOptions::new(&proxy.address),
@@ -202,7 +99,7 @@ fn cut_connections_lose_double_and_reorder_nothing() {
     proxy.calm.store(true, Ordering::Relaxed);
     let _ = publisher.publish(&large).unwrap();
     publisher.flush().unwrap();
-    let bodies = take_all(&broker, "q", count as usize + 1);
+    let bodies = take_all(&broker.options(), "q", count as usize + 1);
     for (at, body) in bodies[..count as usize].iter().enumerate() {
         assert_eq!(number(body), at as u64);
     }
@@ -212,7 +109,7 @@ fn cut_connections_lose_double_and_reorder_nothing() {
 
 #[test]
 fn a_consumer_whose_connection_is_cut_gets_the_unacked_again() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     broker.create("q", &QueueOptions::default());
     let publisher = Publisher::open(&broker.options(), "q", PublisherOptions::default()).unwrap();
     publisher
@@ -220,7 +117,7 @@ fn a_consumer_whose_connection_is_cut_gets_the_unacked_again() {
         .unwrap()
         .wait()
         .unwrap();
-    let proxy = CuttingProxy::start(&broker.address, 1000);
+    let proxy = CuttingProxy::start(broker.address, 1000);
     let mut consumer = Consumer::open(
         &ConnectOptions::new(&proxy.address),
         "q",
@@ -248,7 +145,7 @@ fn a_consumer_whose_connection_is_cut_gets_the_unacked_again() {
 
 #[test]
 fn a_restarted_broker_gets_the_unconfirmed_again() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     broker.create("q", &QueueOptions::default());
     let events = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&events);
@@ -269,7 +166,7 @@ fn a_restarted_broker_gets_the_unconfirmed_again() {
     consumer.recv(Some(PATIENCE)).unwrap().expect("a message").ack();
     consumer.flush().unwrap();
 
-    let broker = broker.restart();
+    let broker = broker.restart(&[]);
     let after: Vec<_> =
         (0..100).map(|at| publisher.publish(&format!("{at}")[..]).unwrap()).collect();
     for confirm in after {
@@ -292,7 +189,7 @@ fn a_restarted_broker_gets_the_unconfirmed_again() {
 
 #[test]
 fn a_missing_queue_is_an_error_of_its_own() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     let error = Publisher::open(&broker.options(), "no", PublisherOptions::default()).err();
     assert!(matches!(error, Some(ClientError::QueueMissing { .. })), "{error:?}");
     let error = Consumer::open(&broker.options(), "no", ConsumerOptions::default()).err();
@@ -313,7 +210,7 @@ fn a_missing_queue_is_an_error_of_its_own() {
 
 #[test]
 fn a_queue_that_blocks_makes_publishers_wait_and_says_so() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     broker.create("q", &QueueOptions { messages_max: 100, ..QueueOptions::default() });
     let events = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&events);
@@ -325,7 +222,7 @@ fn a_queue_that_blocks_makes_publishers_wait_and_says_so() {
     assert!(matches!(publisher.state(), PublisherState::Blocked { .. }), "{:?}", publisher.state());
     assert_eq!(publisher.counts().confirmed, 100);
     let bodies = std::thread::scope(|scope| {
-        let taken = scope.spawn(|| take_all(&broker, "q", 1000));
+        let taken = scope.spawn(|| take_all(&connect, "q", 1000));
         confirm.wait().unwrap();
         taken.join().unwrap()
     });
@@ -337,7 +234,7 @@ fn a_queue_that_blocks_makes_publishers_wait_and_says_so() {
 
 #[test]
 fn a_queue_that_rejects_answers_with_an_error() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     let options =
         QueueOptions { messages_max: 10, on_full: OnFull::Reject, ..QueueOptions::default() };
     broker.create("q", &options);
@@ -353,14 +250,14 @@ fn a_queue_that_rejects_answers_with_an_error() {
     assert_eq!(publisher.counts().failed, 3);
     assert!(publisher.flush().is_err(), "a flush tells of failures since the last one");
     assert_eq!(publisher.flush(), Ok(()));
-    take_all(&broker, "q", 10);
+    take_all(&broker.options(), "q", 10);
     publisher.publish(&10u64.to_le_bytes()).unwrap().wait().unwrap();
-    assert_eq!(number(&take_all(&broker, "q", 1)[0]), 10);
+    assert_eq!(number(&take_all(&broker.options(), "q", 1)[0]), 10);
 }
 
 #[test]
 fn what_a_queue_drops_is_counted() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     let options =
         QueueOptions { messages_max: 10, on_full: OnFull::DropNewest, ..QueueOptions::default() };
     broker.create("q", &options);
@@ -372,7 +269,7 @@ fn what_a_queue_drops_is_counted() {
 
 #[test]
 fn a_message_too_large_fails_alone() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     broker.create("q", &QueueOptions { message_bytes_max: 1000, ..QueueOptions::default() });
     let publisher = Publisher::open(&broker.options(), "q", PublisherOptions::default()).unwrap();
     let error = publisher.publish(vec![0; 1001]).err();
@@ -387,13 +284,13 @@ fn a_message_too_large_fails_alone() {
     assert_eq!(confirm.wait().unwrap_err().code(), Some(ErrorCode::MessageTooLarge));
     let counts = publisher.counts();
     assert_eq!((counts.confirmed, counts.failed), (8, 1));
-    let taken = take_all(&broker, "q", 8);
+    let taken = take_all(&broker.options(), "q", 8);
     assert!(taken.iter().zip([0u8, 1, 2, 3, 5, 6, 7, 8]).all(|(body, at)| body[0] == at));
 }
 
 #[test]
 fn a_pull_brings_no_more_than_asked_for() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     broker.create("q", &QueueOptions::default());
     let publisher = Publisher::open(&broker.options(), "q", PublisherOptions::default()).unwrap();
     publisher.publish_many((0..10u64).map(|at| at.to_le_bytes().to_vec())).unwrap().wait().unwrap();
@@ -413,7 +310,7 @@ fn a_pull_brings_no_more_than_asked_for() {
 
 #[test]
 fn one_publisher_serves_many_threads() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     broker.create("q", &QueueOptions::default());
     let publisher = Publisher::open(&broker.options(), "q", PublisherOptions::default()).unwrap();
     std::thread::scope(|scope| {
@@ -432,7 +329,7 @@ fn one_publisher_serves_many_threads() {
     });
     publisher.flush().unwrap();
     let mut next = [0u64; 4];
-    for body in take_all(&broker, "q", 2000) {
+    for body in take_all(&broker.options(), "q", 2000) {
         let (thread, at) = ((number(&body) >> 32) as usize, number(&body) & 0xffff_ffff);
         assert_eq!(at, next[thread], "each thread's messages keep their order");
         next[thread] += 1;
@@ -441,19 +338,19 @@ fn one_publisher_serves_many_threads() {
 
 #[test]
 fn a_silent_caller_does_not_keep_a_message_back() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     broker.create("q", &QueueOptions::default());
     let publisher = Publisher::open(&broker.options(), "q", PublisherOptions::default()).unwrap();
     for at in 0..100u64 {
         let _ = publisher.publish(&at.to_le_bytes()).unwrap();
     }
     // Nobody waits, polls or flushes.
-    assert_eq!(take_all(&broker, "q", 100).len(), 100);
+    assert_eq!(take_all(&broker.options(), "q", 100).len(), 100);
 }
 
 #[test]
 fn admin_requests() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     let mut connection = Connection::open(&broker.options()).unwrap();
     connection.ping().unwrap();
     assert!(!connection.server_version().is_empty());
@@ -482,7 +379,7 @@ fn admin_requests() {
 
 #[test]
 fn without_reconnect_a_lost_broker_is_an_error() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     broker.create("q", &QueueOptions::default());
     let connect = ConnectOptions { reconnect: ReconnectPolicy::never(), ..broker.options() };
     let publisher = Publisher::open(&connect, "q", PublisherOptions::default()).unwrap();
@@ -498,7 +395,7 @@ fn without_reconnect_a_lost_broker_is_an_error() {
 
 #[test]
 fn busy_polling_clients_do_the_same() {
-    let broker = Broker::start();
+    let broker = Broker::start(&[]);
     broker.create("q", &QueueOptions::default());
     let connect = ConnectOptions { busy_poll: true, ..broker.options() };
     let publisher = Publisher::open(&connect, "q", PublisherOptions::default()).unwrap();

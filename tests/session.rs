@@ -3,9 +3,11 @@
 #![cfg(all(feature = "cli", feature = "server"))]
 #![allow(clippy::unwrap_used, reason = "a test may fail by panic anywhere")]
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod common;
+
+use common::Broker;
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const DOCUMENT: &str = include_str!("../docs/PROTOCOL.md");
@@ -35,38 +37,6 @@ fn documented() -> Vec<Part> {
     parts
 }
 
-/// A broker of this build on a free port; killed at the end.
-struct Broker {
-    process: Child,
-    address: String,
-    _data_dir: tempfile::TempDir,
-}
-
-impl Broker {
-    fn start() -> Broker {
-        let data_dir = tempfile::tempdir().unwrap();
-        let mut process = Command::new(env!("CARGO_BIN_EXE_forebay"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--memory-limit", "256MiB", "--log", "warn"])
-            .arg("--data-dir")
-            .arg(data_dir.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("forebay ready on ").expect("a ready line");
-        Broker { address: address.to_owned(), process, _data_dir: data_dir }
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 /// The time when the broker took the messages is the only thing that differs from run to run.
 fn without_time(frame: &[u8]) -> Vec<u8> {
     let mut bytes = frame.to_vec();
@@ -78,8 +48,8 @@ fn without_time(frame: &[u8]) -> Vec<u8> {
 
 #[test]
 fn the_documented_session_works() {
-    let broker = Broker::start();
-    let mut socket = TcpStream::connect(&broker.address).unwrap();
+    let broker = Broker::start(&[]);
+    let mut socket = TcpStream::connect(broker.address).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let parts = documented();
     assert!(parts.len() > 15, "the session has {} parts", parts.len());
@@ -99,8 +69,8 @@ fn the_documented_session_works() {
 /// All that the client says in one write, as a client that does not wait would send it.
 #[test]
 fn the_documented_session_works_without_waiting() {
-    let broker = Broker::start();
-    let mut socket = TcpStream::connect(&broker.address).unwrap();
+    let broker = Broker::start(&[]);
+    let mut socket = TcpStream::connect(broker.address).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let (asked, answered): (Vec<Part>, Vec<Part>) =
         documented().into_iter().partition(|part| part.from_client);

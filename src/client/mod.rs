@@ -36,6 +36,8 @@ mod message;
 mod options;
 pub mod session;
 mod subscription;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 
 pub use crate::protocol::error::ErrorCode;
 pub use crate::protocol::hot::Reached;

@@ -324,6 +324,10 @@ pub struct ConsumerOptions {
     /// How long this consumer has for each message before it counts as failed: 100 ms to 12 h.
     /// `None`: as the subscription says.
     pub lease: Option<Duration>,
+    /// Leases of messages that are not answered are extended, at half of the lease, until so long
+    /// after they came; zero: never. `None`: the tokio consumer does so for an hour, the blocking
+    /// one never, for it has no thread of its own and extends only when it is called.
+    pub extend_for: Option<Duration>,
     /// Messages that it may have unacked at a time; 0: as many as its credit allows.
     pub unacked_max: u32,
     /// Have the broker add a checksum to each delivery, and check it: a delivery that fails ends
@@ -342,6 +346,7 @@ impl Default for ConsumerOptions {
             auto_ack: false,
             subscription: String::new(),
             lease: None,
+            extend_for: None,
             unacked_max: 0,
             checksum: false,
             on_missing_queue: MissingQueue::Fail,
@@ -365,7 +370,8 @@ impl ConsumerOptions {
     }
 
     /// The session's part of it.
-    pub(crate) fn settings(&self, queue: &str, hold_ms: u64) -> ConsumerSettings {
+    pub(crate) fn settings(&self, queue: &str, extend_for: Duration) -> ConsumerSettings {
+        let extend_for = self.extend_for.unwrap_or(extend_for).as_millis();
         ConsumerSettings {
             queue: queue.into(),
             subscription: self.subscription.clone(),
@@ -375,7 +381,7 @@ impl ConsumerOptions {
             credit_bytes: self.credit_bytes,
             lease_ms: self.lease.map_or(0, |lease| lease.as_millis() as u32),
             unacked_max: self.unacked_max,
-            hold_ms,
+            hold_ms: u64::try_from(extend_for).unwrap_or(u64::MAX),
             replenish: self.replenish,
         }
     }

@@ -3,7 +3,9 @@
 #![allow(clippy::field_reassign_with_default, reason = "bodies of the wire may grow fields")]
 
 pub mod peer;
+pub mod proxy;
 
+use forebay::client::{ConnectOptions, Connection, QueueOptions};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -66,8 +68,12 @@ impl Broker {
     }
 
     /// On a free port, in this directory.
-    pub fn start_in(mut command: Command, data_dir: &Path, flags: &[&str]) -> Broker {
-        command.args(["serve", "--listen", "127.0.0.1:0", "--memory-limit", "64MiB"]);
+    pub fn start_in(command: Command, data_dir: &Path, flags: &[&str]) -> Broker {
+        Broker::launch(command, "127.0.0.1:0", data_dir, flags)
+    }
+
+    fn launch(mut command: Command, listen: &str, data_dir: &Path, flags: &[&str]) -> Broker {
+        command.args(["serve", "--listen", listen, "--memory-limit", "64MiB"]);
         command.arg("--data-dir").arg(data_dir).args(flags);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = lines(child.stdout.take().unwrap());
@@ -79,6 +85,24 @@ impl Broker {
         let address = line.strip_prefix("forebay ready on ").expect(&line).parse().unwrap();
         let data_dir = data_dir.to_owned();
         Broker { child, address, stdout, stderr, data_dir, _place: None }
+    }
+
+    /// SIGKILL, and another one on the same address.
+    pub fn restart(mut self, flags: &[&str]) -> Broker {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let mut next = Broker::launch(forebay(), &self.address.to_string(), &self.data_dir, flags);
+        next._place = self._place.take();
+        next
+    }
+
+    /// For a client of it.
+    pub fn options(&self) -> ConnectOptions {
+        ConnectOptions::new(self.address.to_string())
+    }
+
+    pub fn create(&self, queue: &str, options: &QueueOptions) {
+        Connection::open(&self.options()).unwrap().queue_create(queue, options).unwrap();
     }
 
     pub fn pid(&self) -> u32 {

@@ -62,7 +62,7 @@ impl Consumer {
         // It has no thread to keep a promised beat; the probes are enough while it waits.
         let setup = Setup { attach: Some(queue.into()), heartbeats: false };
         let mut link = BlockingLink::new(connect, setup)?;
-        let settings = options.settings(queue, 0);
+        let settings = options.settings(queue, Duration::ZERO);
         let handle = link.session.open_consumer(settings).expect("the first handle is free");
         let mut consumer = Consumer {
             link,
@@ -200,6 +200,7 @@ impl Consumer {
     /// What ended the consumer. A connection that is lost is made anew by the next receive.
     pub fn send(&mut self) -> Result<(), ClientError> {
         self.pass_acks();
+        self.link.handle_due(self.link.clock.now());
         match self.link.flush() {
             Ok(()) => Ok(()),
             Err(reason) => self.link.drop_connection(reason),

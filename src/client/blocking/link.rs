@@ -59,7 +59,10 @@ impl Link<Socket> {
         };
         let now = self.clock.now();
         match bytes {
-            Some(bytes) => self.session.handle_received(now, bytes),
+            Some(bytes) => {
+                self.session.handle_received(now, bytes);
+                self.handle_due(now);
+            }
             None if self.hello_by().is_some_and(|by| by <= now) => return Err(LostReason::Silent),
             None => self.session.handle_timeout(now),
         }

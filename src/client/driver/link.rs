@@ -193,6 +193,13 @@ impl<S: Wire> Link<S> {
         self.note(ConnectionEvent::Connected { server: self.server.clone() });
     }
 
+    /// Has the session do what time asks for.
+    pub(crate) fn handle_due(&mut self, now: Mono) {
+        if self.session.poll_timeout().is_some_and(|at| at <= now) {
+            self.session.handle_timeout(now);
+        }
+    }
+
     /// The soonest of `until` and what the connection itself waits for.
     pub(crate) fn wake_at(&self, until: Option<Mono>) -> Option<Mono> {
         [until, self.session.poll_timeout(), self.hello_by].into_iter().flatten().min()
