@@ -48,7 +48,7 @@ fn without_time(frame: &[u8]) -> Vec<u8> {
 
 #[test]
 fn the_documented_session_works() {
-    let broker = Broker::start(&[]);
+    let broker = Broker::start(&["--memory-limit", "256MiB", "--shards", "1"]);
     let mut socket = TcpStream::connect(broker.address).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let parts = documented();
@@ -69,7 +69,7 @@ fn the_documented_session_works() {
 /// All that the client says in one write, as a client that does not wait would send it.
 #[test]
 fn the_documented_session_works_without_waiting() {
-    let broker = Broker::start(&[]);
+    let broker = Broker::start(&["--memory-limit", "256MiB", "--shards", "1"]);
     let mut socket = TcpStream::connect(broker.address).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let (asked, answered): (Vec<Part>, Vec<Part>) =

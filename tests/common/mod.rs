@@ -73,7 +73,10 @@ impl Broker {
     }
 
     fn launch(mut command: Command, listen: &str, data_dir: &Path, flags: &[&str]) -> Broker {
-        command.args(["serve", "--listen", listen, "--memory-limit", "64MiB"]);
+        command.args(["serve", "--listen", listen]);
+        if !flags.contains(&"--memory-limit") {
+            command.args(["--memory-limit", "64MiB"]);
+        }
         command.arg("--data-dir").arg(data_dir).args(flags);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = lines(child.stdout.take().unwrap());
