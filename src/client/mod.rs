@@ -1,4 +1,5 @@
-//! L3: the client. A sans-IO session that knows the protocol, and blocking drivers over it.
+//! L3: the client. A sans-IO session that knows the protocol, and drivers over it: blocking ones
+//! here, and with the feature `tokio` those in `client::tokio`.
 //!
 //! - [`Connection`]: ping, queues, stats: one request, one answer
 //! - [`Publisher`]: gathers messages into batches by itself; a [`Confirm`] per publish
@@ -6,7 +7,12 @@
 //!
 //! All three reconnect by themselves: a publisher sends again what was not confirmed, and the
 //! broker knows it by producer id and sequence; a consumer opens again, and acks of what was
-//! delivered before are dropped, for the broker has given those messages back to the queue.
+//! delivered before are dropped, for the broker has given those messages back to the queue. Each
+//! connection is handed to the shard of the broker that has the queue.
+//!
+//! A message that is delivered is leased: it is to be acked, or nacked (it failed and comes again
+//! after a back-off), given back (at once, and no failure) or rejected (dead-lettered) before its
+//! lease ends, or the lease is to be extended. See [`Delivery`] and [`SubscriptionOptions`].
 //!
 //! ```no_run
 //! use forebay::client::{ConnectOptions, Connection, Consumer, ConsumerOptions};

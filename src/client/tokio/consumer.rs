@@ -208,7 +208,8 @@ impl Consumer {
 
     /// Asks for up to `messages_max` messages, never more, apart from credit: what is there now, or
     /// what comes first within `wait`. For consumers with `credit_messages` and `credit_bytes` 0.
-    /// Of several sources only the first is asked. Cancelled, it leaves what comes to the next call.
+    /// Of several sources only the first is asked. Cancelled, it leaves what comes to the next
+    /// call.
     ///
     /// # Errors
     /// As [`recv`](Consumer::recv); [`ClientError::Broker`] if the broker refuses the pull.

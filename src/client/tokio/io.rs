@@ -118,6 +118,13 @@ impl<C: Core> Shared<C> {
         }
     }
 
+    fn with<T>(&self, call: impl FnOnce(&mut C) -> T) -> T {
+        let mut core = self.lock();
+        let result = call(&mut core);
+        self.leave(core);
+        result
+    }
+
     /// Waits until `check` gives something; `None` when the time is over. Safe to cancel.
     pub(super) async fn until<T>(
         &self,
@@ -128,11 +135,8 @@ impl<C: Core> Shared<C> {
             let mut changed = pin!(self.changed.notified());
             // From here on no change is missed.
             changed.as_mut().enable();
-            let mut core = self.lock();
-            let found = check(&mut core);
-            self.leave(core);
-            if found.is_some() {
-                return found;
+            if let Some(found) = self.with(&mut check) {
+                return Some(found);
             }
             match deadline {
                 None => changed.await,

@@ -23,8 +23,8 @@
 //! ```
 //!
 //! All futures here are safe to cancel: a publish that was cancelled while it waited for room was
-//! not taken, a receive that was cancelled has taken nothing. The calls do what they can at once, in
-//! the caller's task; the connection's own task waits for the socket and for time.
+//! not taken, a receive that was cancelled has taken nothing. The calls do what they can at once,
+//! in the caller's task; the connection's own task waits for the socket and for time.
 
 mod consumer;
 mod io;
