@@ -18,6 +18,8 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+mod life;
+
 const NOBODY: Key = Key { index: 0, generation: 0 };
 
 fn memory() -> Memory {

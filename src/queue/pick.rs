@@ -8,17 +8,21 @@ use crate::queue::portion::{History, Portion};
 use crate::queue::subscription::{Parts, Subscription};
 
 impl Queue {
-    /// Drops the oldest messages that no subscription has in flight or on their way to another
-    /// queue, from all that still have them ready or delayed: at most `count_max` of one batch, the
-    /// last of which may pass `bytes_max`. Returns how many.
+    /// Drops the oldest messages of those subscriptions that are `full` which none has in flight or
+    /// on their way to another queue, from all that still have them ready or delayed: at most
+    /// `count_max` of one batch, the last of which may pass `bytes_max`. Returns how many.
     pub(super) fn drop_oldest(
         &mut self,
+        full: impl Fn(&Subscription) -> bool,
         count_max: u32,
         bytes_max: u64,
         memory: &mut Memory,
     ) -> u64 {
-        let busy = if self.turns.len() > 1 { self.busy() } else { Vec::new() };
-        let Some(run) = self.find_oldest(&busy) else { return 0 };
+        let several = self.turns.len() > 1;
+        let busy = if several { self.busy() } else { Vec::new() };
+        // Each message more may make another one full.
+        let count_max = if several { 1 } else { count_max };
+        let Some(run) = self.find_oldest(full, &busy) else { return 0 };
         let count = self.log.front_count(&run, count_max, bytes_max);
         let run = self.log.part(&run, 0, count);
         let mut dropped = 0;
@@ -30,10 +34,15 @@ impl Queue {
     }
 
     /// The oldest messages in ready or delayed that nobody has in flight.
-    fn find_oldest(&self, busy: &[(u64, u64)]) -> Option<Run> {
+    fn find_oldest(
+        &self,
+        full: impl Fn(&Subscription) -> bool,
+        busy: &[(u64, u64)],
+    ) -> Option<Run> {
         let mut from = 0;
         loop {
-            let oldest = self.each().filter_map(|s| s.first_idle(from, &self.log));
+            let oldest =
+                self.each().filter(|s| full(s)).filter_map(|s| s.first_idle(from, &self.log));
             let run = oldest.min_by_key(|run| run.sequence)?;
             let end = run.sequence + u64::from(run.count);
             let next = busy.partition_point(|&(_, busy_end)| busy_end <= run.sequence);
