@@ -227,7 +227,7 @@ impl Queue {
         let bytes = message.records_bytes();
         while let Some(code) = self.lacks_room_for(bytes) {
             let dropped = match self.options().on_full {
-                OnFull::DropOldest => self.drop_oldest(1, u64::MAX, memory),
+                OnFull::DropOldest => self.drop_oldest((code, bytes), 1, u64::MAX, memory),
                 OnFull::Block | OnFull::Reject | OnFull::DropNewest => 0,
             };
             if dropped == 0 {

@@ -1,6 +1,7 @@
 //! Messages that are taken out of a subscription from its middle: redriven, or dropped to make
 //! room. What stands ahead of the cursor leaves a hole there.
 
+use crate::protocol::error::ErrorCode;
 use crate::queue::Queue;
 use crate::queue::log::{Log, Position, Run};
 use crate::queue::memory::Memory;
@@ -8,12 +9,13 @@ use crate::queue::portion::{History, Portion};
 use crate::queue::subscription::{Parts, Subscription};
 
 impl Queue {
-    /// Drops the oldest messages of those subscriptions that are `full` which none has in flight or
-    /// on their way to another queue, from all that still have them ready or delayed: at most
-    /// `count_max` of one batch, the last of which may pass `bytes_max`. Returns how many.
+    /// Drops the oldest messages of those subscriptions that are full, by the limit of this code,
+    /// for a message of so many bytes: what none has in flight or on its way to another queue,
+    /// from all that still have it ready or delayed. At most `count_max` of one batch, the last of
+    /// which may pass `bytes_max`. Returns how many.
     pub(super) fn drop_oldest(
         &mut self,
-        full: impl Fn(&Subscription) -> bool,
+        (code, needed_bytes): (ErrorCode, u64),
         count_max: u32,
         bytes_max: u64,
         memory: &mut Memory,
@@ -22,6 +24,12 @@ impl Queue {
         let busy = if several { self.busy() } else { Vec::new() };
         // Each message more may make another one full.
         let count_max = if several { 1 } else { count_max };
+        let options = self.options;
+        let full = |subscription: &Subscription| match code {
+            ErrorCode::QueueMessagesMax => subscription.messages() >= options.messages_max,
+            ErrorCode::QueueBytesMax => subscription.bytes() + needed_bytes > options.bytes_max,
+            _ => true,
+        };
         let Some(run) = self.find_oldest(full, &busy) else { return 0 };
         let count = self.log.front_count(&run, count_max, bytes_max);
         let run = self.log.part(&run, 0, count);

@@ -11,7 +11,6 @@ use crate::queue::Queue;
 use crate::queue::assembly::Assembly;
 use crate::queue::memory::{Memory, MemoryFull};
 use crate::queue::policy::{BLOCK_RETRY_MS, Block, OnFull, QueueOptions, REJECT_RETRY_MS, Refusal};
-use crate::queue::subscription::Subscription;
 
 /// Tags whose meaning this version does not carry out yet: refused rather than ignored.
 const UNSUPPORTED_TAGS: u32 = 1 << Tag::Key as u8
@@ -313,17 +312,8 @@ impl Queue {
                     ErrorCode::QueueBytesMax => (RUN_RECORDS_MAX as u32, over_bytes),
                     _ => (RUN_RECORDS_MAX as u32, u64::MAX),
                 };
-                let dropped = match full.code {
-                    ErrorCode::QueueMessagesMax => {
-                        let is_full = |s: &Subscription| s.messages() >= full.limit.1;
-                        self.drop_oldest(is_full, count_max, bytes_max, memory)
-                    }
-                    ErrorCode::QueueBytesMax => {
-                        let is_full = |s: &Subscription| s.bytes() + needed as u64 > full.limit.1;
-                        self.drop_oldest(is_full, count_max, bytes_max, memory)
-                    }
-                    _ => self.drop_oldest(|_| true, count_max, bytes_max, memory),
-                };
+                let full_for = (full.code, needed as u64);
+                let dropped = self.drop_oldest(full_for, count_max, bytes_max, memory);
                 if dropped > 0 {
                     return Ok(0);
                 }
