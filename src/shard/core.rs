@@ -210,7 +210,7 @@ impl Core {
         Some(key)
     }
 
-    /// What a connection is told that [`Core::handle_connected`] did not take.
+    /// What a connection is told for which there is no room, behind the preamble.
     pub fn refusal(&self) -> Vec<u8> {
         let (max, memory) = (self.config.connections_max, self.config.memory_limit_bytes);
         let full = match &self.post {
@@ -226,7 +226,7 @@ impl Core {
         let body = wire::ErrorT { limit_name, limit_value, ..error_body(code, &text) };
         let payload = Answer::Error(body).encode();
         let header = FrameHeader::new(Opcode::Error, 0, payload.len());
-        [&frame::preamble(frame::VERSION)[..], &header.encode(), &payload].concat()
+        [&header.encode()[..], &payload].concat()
     }
 
     pub fn retry_accept(&mut self, now: Now) {

@@ -36,6 +36,7 @@ use crate::base::slot_map::Key;
 use crate::base::time::Now;
 use crate::io::{Accepted, Clock, Disk, Net, NetEvent, ReadOutcome, Socket, World};
 use crate::limits;
+use crate::protocol::frame::{VERSION, preamble};
 use crate::queue::Queue;
 use crate::queue::memory::Budget;
 use crate::shard::connection::Place;
@@ -245,6 +246,20 @@ impl<W: World> Shard<W> {
         (&mut self.net, &mut self.disk, &mut self.clock)
     }
 
+    /// Whether other shards have sent something, or have room again for what had to wait, for the
+    /// checkers.
+    pub fn has_mail(&self) -> bool {
+        self.core.post.as_ref().is_some_and(|post| {
+            let mut adoptions = self.adoptions_to(post.own(), post.shards());
+            post.has_something() || adoptions.any(|ring| !ring.is_empty())
+        })
+    }
+
+    /// Connections that wait for another shard, for the checkers.
+    pub fn parked_count(&self) -> usize {
+        self.core.parked.len()
+    }
+
     /// All queues, by name, for the checkers.
     pub fn queues(&self) -> impl Iterator<Item = (&str, &Queue)> {
         self.core.queues()
@@ -261,8 +276,8 @@ impl<W: World> Shard<W> {
         }
         if let Some(post) = &self.core.post {
             // Once it has said that it sleeps, it looks again.
-            let (own, shards) = (post.own(), post.shards());
-            if !post.lie_down() || self.adoptions_to(own, shards).any(|ring| !ring.is_empty()) {
+            post.lie_down();
+            if self.has_mail() {
                 post.rise();
                 return Some(Duration::ZERO);
             }
@@ -314,7 +329,7 @@ impl<W: World> Shard<W> {
             let Some(post) = &self.core.post else { return };
             let (own, shards) = (post.own(), post.shards());
             let ring = &rings[own * shards + to];
-            if ring.is_full() {
+            if ring.is_full() || post.is_ending() {
                 self.core.stay_for_now(key);
                 continue;
             }
@@ -367,7 +382,10 @@ impl<W: World> Shard<W> {
             }
             match self.net.accept() {
                 Accepted::Socket(socket, _) => {
-                    let key = self.core.handle_connected(socket, now);
+                    let key = self.core.handle_connected(socket, now).ok_or_else(|| {
+                        let preamble = preamble(VERSION).to_vec();
+                        [preamble, self.core.refusal()].concat()
+                    });
                     self.settle_in(socket, key);
                 }
                 Accepted::Shed { closed_one } => {
@@ -387,18 +405,21 @@ impl<W: World> Shard<W> {
     }
 
     /// A socket has its connection, or there is no room for one.
-    fn settle_in(&mut self, socket: Socket, key: Option<Key>) {
+    fn settle_in(&mut self, socket: Socket, key: Result<Key, Vec<u8>>) {
         let index = socket.0 as usize;
         if self.sockets.len() <= index {
             self.sockets.resize(index + 1, None);
         }
-        self.sockets[index] = key;
         match key {
-            // What the client sent at once may be there already.
-            Some(key) => self.readable.extend(self.core.note_readable(key, false)),
-            None => {
+            Ok(key) => {
+                self.sockets[index] = Some(key);
+                // What the client sent at once may be there already.
+                self.readable.extend(self.core.note_readable(key, false));
+            }
+            Err(last_bytes) => {
+                self.sockets[index] = None;
                 // A fresh socket has room for it; if not, the close says enough.
-                self.net.write(socket, &[IoSlice::new(&self.core.refusal())]);
+                self.net.write(socket, &[IoSlice::new(&last_bytes)]);
                 self.net.close(socket);
             }
         }
@@ -470,6 +491,7 @@ impl<W: World> Shard<W> {
     }
 
     fn stop(&mut self) -> Status {
+        self.adopt(self.core.now);
         for key in self.core.connection_keys() {
             self.close(key);
         }

@@ -337,17 +337,26 @@ impl Post {
 
     // ---- sleeping and ending ----
 
-    /// Before blocking. False if there is something to do after all.
-    pub fn lie_down(&self) -> bool {
+    /// Before blocking: from now on others wake this shard. It looks again after this.
+    pub fn lie_down(&self) {
         self.office.bells[self.own].lie_down();
+    }
+
+    /// Whether a parcel has come, or there is room for one that had to wait.
+    pub fn has_something(&self) -> bool {
         let room =
             |to: usize| self.outboxes[to].blocked && !self.office.ring(self.own, to).is_full();
-        !self.office.has_mail(self.own) && !(0..self.outboxes.len()).any(room)
+        self.office.has_mail(self.own) || (0..self.outboxes.len()).any(room)
     }
 
     /// It does not block after all.
     pub fn rise(&self) {
         self.office.bells[self.own].rise();
+    }
+
+    /// Whether all shards end now.
+    pub fn is_ending(&self) -> bool {
+        self.office.ending.load(Ordering::SeqCst)
     }
 
     /// Whether nothing of this shard waits to be sent, nor is anything there for it.

@@ -357,19 +357,21 @@ impl Core {
         Some((socket, Session { inbox: connection.inbox, unsent, at_end }))
     }
 
-    /// A connection came from another shard, where it was counted. `None`: there is no memory for
-    /// it; the caller closes it.
+    /// A connection came from another shard, where it was counted.
+    ///
+    /// # Errors
+    /// There is no memory for it: its last bytes, after which the caller closes it.
     pub(super) fn handle_adopted(
         &mut self,
         socket: Socket,
         session: Session,
         now: Now,
-    ) -> Option<Key> {
+    ) -> Result<Key, Vec<u8>> {
         let bytes = size_of::<Connection>();
         if self.memory.budget.try_charge(Account::Connections, bytes).is_err() {
             self.stats.connections_refused += 1;
             self.forget_connection();
-            return None;
+            return Err([session.unsent, self.refusal()].concat());
         }
         let mut connection = Connection::new(Place::Socket(socket), now.mono);
         connection.charged_bytes = bytes;
@@ -380,7 +382,7 @@ impl Core {
         self.arm_connection(key, now.mono);
         self.flush_later(key);
         self.handle_bytes(key, &session.inbox, 0, now);
-        Some(key)
+        Ok(key)
     }
 
     /// A connection of ours is no more, as far as the whole broker counts them.

@@ -370,6 +370,11 @@ impl Consumer {
         Ok(())
     }
 
+    /// A pull was refused.
+    pub fn pull_refused(&mut self, correlation: u32) {
+        self.pulls.retain(|pull| pull.correlation != correlation);
+    }
+
     /// Whether a pull has waited too long for its end.
     pub fn waits_in_vain(&self, now_ns: u64) -> bool {
         self.phase == Phase::Open && self.pulls.front().is_some_and(|pull| pull.due_ns < now_ns)

@@ -2,6 +2,7 @@
 //! seed, with clients good and bad, a naive model and checkers after every step.
 //!
 //! - `world`, `clock`, `net`, `disk`: the world behind the seam of `io`
+//! - `cluster`: the broker's shards, and which of them runs next
 //! - `trace`: the hash over all events, and what a run has met
 //! - `plan`: what a seed draws before the first step
 //! - `body`, `link`: messages that prove themselves; a client's end of a connection
@@ -20,6 +21,7 @@ pub mod body;
 pub mod canary;
 pub mod cli;
 pub mod clock;
+pub mod cluster;
 pub mod consumer;
 pub mod disk;
 pub mod hostile;
@@ -57,6 +59,8 @@ pub struct Stage {
     pub winding_down: bool,
     /// Everything came out: the queues are deleted.
     pub demolishing: bool,
+    /// The broker was told to end.
+    pub draining: bool,
     /// When memory was last so full that the broker refuses connections.
     pub memory_full_ns: Option<u64>,
 }

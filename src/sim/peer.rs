@@ -7,6 +7,7 @@ use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::Opcode;
 use crate::protocol::hot::{AckDone, AckRange, Confirm, PullDone};
 use crate::protocol::wire;
+use crate::shard::router;
 use crate::sim::admin::{self, Asked, judge};
 use crate::sim::consumer::{AckAsked, Consumer};
 use crate::sim::link::{Frame, Link};
@@ -26,6 +27,8 @@ pub struct Peer {
     /// An earlier connection that this client has forgotten, but not closed.
     zombie: Option<(Link, Vec<Consumer>)>,
     greeted: bool,
+    /// The queue to whose home the connection asked to move.
+    attach: Option<String>,
     retry_at_ns: u64,
     /// It does nothing until then, not even read.
     asleep_until_ns: u64,
@@ -66,6 +69,7 @@ impl Peer {
             link: None,
             zombie: None,
             greeted: false,
+            attach: None,
             retry_at_ns: 0,
             asleep_until_ns: 0,
             answered_ns: 0,
@@ -147,7 +151,7 @@ impl Peer {
             client_name: Some("peer".into()),
             token: stage.plan.config.token.clone(),
             features: 0,
-            attach: None,
+            attach: self.attach(stage),
             heartbeat_ms: self.heartbeat_ms,
         };
         let correlation = self.correlation();
@@ -171,6 +175,14 @@ impl Peer {
         }
         link.flush();
         self.link = Some(link);
+    }
+
+    /// Some connections move to the home of a queue, which need not exist.
+    fn attach(&mut self, stage: &Stage) -> Option<String> {
+        let nth = stage.universe.index(stage.plan.queues.len());
+        let name = stage.plan.queues[nth].name.clone();
+        self.attach = stage.universe.chance(500).then_some(name);
+        self.attach.clone()
     }
 
     /// The connection is gone, from whichever side.
@@ -363,7 +375,7 @@ impl Peer {
         let asked = self.asked.remove(&correlation);
         let asked = asked.ok_or_else(|| format!("an answer to nothing asked: {answer:?}"))?;
         match (asked, answer) {
-            (Asked::Hello, Answer::HelloOk(_)) => self.greeted = true,
+            (Asked::Hello, Answer::HelloOk(body)) => self.welcome(stage, &body)?,
             (Asked::OpenProducer(handle), Answer::ProducerOpened(body)) => {
                 self.producer(handle)?.opened(stage, &body)?;
             }
@@ -390,16 +402,41 @@ impl Peer {
                 }
             }
             (Asked::Pull(handle), Answer::Error(error)) => {
-                let code = known_code(&error)?;
-                let closed = self.consumer(handle)?.phase != Phase::Open;
-                if code != ErrorCode::UnknownHandle || !closed {
-                    return Err(format!("a pull was refused: {error:?}"));
-                }
+                self.pull_refused(stage, handle, correlation, &error)?;
             }
             (Asked::Ack(asked), Answer::Error(error)) => ack_refused(stage, &asked, &error)?,
             (asked, answer) => judge(stage, asked, answer)?,
         }
         Ok(())
+    }
+
+    fn welcome(&mut self, stage: &Stage, body: &wire::HelloOkT) -> Checked {
+        self.greeted = true;
+        let home = |name: &String| router::home(name, body.shards);
+        let elsewhere = self.attach.as_ref().is_some_and(|name| home(name) != body.shard);
+        match elsewhere && !stage.draining {
+            true => Err(format!("attached to {:?}, and on {}", self.attach, body.shard)),
+            false => Ok(()),
+        }
+    }
+
+    fn pull_refused(
+        &mut self,
+        stage: &Stage,
+        handle: u32,
+        correlation: u32,
+        error: &wire::ErrorT,
+    ) -> Checked {
+        let consumer = self.consumer(handle)?;
+        match known_code(error)? {
+            ErrorCode::MemoryLimit => {
+                stage.universe.cover(Cover::MemoryLimit);
+                consumer.pull_refused(correlation);
+                Ok(())
+            }
+            ErrorCode::UnknownHandle if consumer.phase != Phase::Open => Ok(()),
+            _ => Err(format!("a pull was refused: {error:?}")),
+        }
     }
 
     fn ack_done(&mut self, stage: &mut Stage, correlation: u32, done: AckDone) -> Checked {

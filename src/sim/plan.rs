@@ -6,6 +6,7 @@ use crate::limits::KIB;
 use crate::protocol::wire::{OnFull, QueueOptionsT};
 use crate::queue::policy::QueueBounds;
 use crate::shard::ShardConfig;
+use crate::shard::post::PostShape;
 use crate::sim::world::Universe;
 
 /// Of the memory limit, bytes that chunks may not use.
@@ -49,6 +50,12 @@ pub struct Plan {
     pub restarts: bool,
     /// A queue remembers so few producer ids that some are forgotten.
     pub forgets_producers: bool,
+    /// What may wait between two shards.
+    pub post: PostShape,
+    /// Connections that may wait between two shards.
+    pub adoptions_max: usize,
+    /// What a shard borrows of the memory at a time.
+    pub grant_bytes: u64,
 }
 
 impl Plan {
@@ -56,8 +63,11 @@ impl Plan {
     pub fn draw(universe: &Universe) -> Plan {
         let calm = universe.chance(300);
         let (pool, batch_bytes_max) = draw_pool(universe);
+        let pool_slab_bytes = pool.slab_bytes as u64;
         let slabs = [8, 16, 40][universe.index(3)];
-        let memory_limit_bytes = (pool.slab_bytes * slabs) as u64 + (1024 * KIB) as u64;
+        let shards = [1, 1, 2, 2, 3, 4][universe.index(6)];
+        let memory_limit_bytes =
+            (pool.slab_bytes * slabs) as u64 + u64::from(shards) * (1024 * KIB) as u64;
         let forgets_producers = universe.chance(150);
         let mut bounds = QueueBounds {
             window_bytes: (batch_bytes_max * [1, 2, 8][universe.index(3)]) as u64,
@@ -71,7 +81,8 @@ impl Plan {
         let config = ShardConfig {
             memory_limit_bytes,
             memory_reserve_bytes: MEMORY_RESERVE_BYTES,
-            message_bytes_max: memory_limit_bytes / 8,
+            message_bytes_max: memory_limit_bytes / (8 * u64::from(shards)),
+            shards,
             connections_max: [10, 40, 1000][universe.index(3)].max(if calm { 1000 } else { 0 }),
             token: universe.chance(500).then(|| "open sesame".to_owned()),
             pool,
@@ -84,6 +95,11 @@ impl Plan {
             server_version: "simulated".into(),
             ..ShardConfig::new(memory_limit_bytes)
         };
+        let post = PostShape {
+            ring_parcels: [1, 2, 4][universe.index(3)],
+            parcel_bytes: [100, 2000, 16_000][universe.index(3)],
+        };
+        let grant_bytes = [pool_slab_bytes, 4 * pool_slab_bytes][universe.index(2)];
         let count = universe.range(1, 5) as usize;
         let queues = (0..count).map(|nth| QueuePlan::draw(universe, nth, &config)).collect();
         Plan {
@@ -96,6 +112,9 @@ impl Plan {
             body_bytes_max: [20, 200, 2000][universe.index(3)],
             restarts: !calm && universe.chance(200),
             forgets_producers,
+            post,
+            adoptions_max: universe.range(1, 3) as usize,
+            grant_bytes,
             config,
         }
     }

@@ -526,6 +526,12 @@ impl Producer {
             0 if awaits_refusal => {
                 let bit = universe.index(payload.len() * 8);
                 payload[bit / 8] ^= 1 << (bit % 8);
+                // By chance it may be where an earlier refusal says to go on: not that one.
+                let resumes = |header: BatchHeader| header.producer_sequence < sequence;
+                if BatchHeader::decode(&payload).is_ok_and(resumes) {
+                    payload[bit / 8] ^= 1 << (bit % 8);
+                    payload[0] ^= 1;
+                }
             }
             1 if awaits_refusal => {
                 // The checksum is right, the counts are not.

@@ -1,15 +1,10 @@
 //! One run: the drawn steps with a check after each, then the liveness phase in which all faults
 //! have ended and everything must come out, then the end of the broker.
 
-use crate::base::chunk_pool::HeapSlabs;
 use crate::queue::memory::Account;
-use crate::shard::mailbox::{Command, Commands, commands};
-use crate::shard::{Shard, Status};
-use crate::sim::clock::SimClock;
-use crate::sim::disk::SimDisk;
+use crate::sim::cluster::Cluster;
 use crate::sim::hostile::Hostile;
 use crate::sim::model::Model;
-use crate::sim::net::SimNet;
 use crate::sim::peer::Peer;
 use crate::sim::plan::{MEMORY_RESERVE_BYTES, Plan};
 use crate::sim::session_peer::SessionPeer;
@@ -79,13 +74,11 @@ pub fn run<W: SimulatedWorld>(options: RunOptions) -> Report {
 struct Run<W: SimulatedWorld> {
     universe: Rc<Universe>,
     stage: Stage,
-    shard: Shard<W>,
-    commands: Commands,
+    cluster: Cluster<W>,
     peers: Vec<Peer>,
     sessions: Vec<SessionPeer>,
     hostiles: Vec<Hostile>,
     spill: Spill,
-    status: Status,
     checks: u64,
 }
 
@@ -97,8 +90,8 @@ impl<W: SimulatedWorld> Run<W> {
         }
         let names: Vec<String> = plan.queues.iter().map(|queue| queue.name.clone()).collect();
         let model = Model::new(&names);
-        let commands = commands();
-        let shard = new_shard::<W>(universe, &plan, &commands);
+        universe.net.borrow_mut().share(plan.config.shards as usize);
+        let cluster = Cluster::<W>::new(universe, &plan);
         let hostiles = (0..plan.hostiles).map(|_| Hostile::default()).collect();
         let peer_count = plan.peers;
         let universe = Rc::clone(universe);
@@ -110,6 +103,7 @@ impl<W: SimulatedWorld> Run<W> {
             next_serial: 0,
             winding_down: false,
             demolishing: false,
+            draining: false,
             memory_full_ns: None,
         };
         let peers = (0..peer_count)
@@ -118,19 +112,7 @@ impl<W: SimulatedWorld> Run<W> {
         let sessions = (0..stage.plan.session_peers)
             .map(|nth| SessionPeer::new(&stage, 10_000 + nth as u32))
             .collect();
-        let status = Status::Running;
-        Run {
-            universe,
-            stage,
-            shard,
-            commands,
-            peers,
-            sessions,
-            hostiles,
-            spill,
-            status,
-            checks: 0,
-        }
+        Run { universe, stage, cluster, peers, sessions, hostiles, spill, checks: 0 }
     }
 
     fn play(&mut self, count: u64, steps: &mut u64) -> Checked {
@@ -172,21 +154,22 @@ impl<W: SimulatedWorld> Run<W> {
     }
 
     fn tick(&mut self) -> Checked {
-        self.status = self.shard.tick().map_err(|error| format!("tick: {error}"))?;
+        self.cluster.tick()?;
         self.check()
     }
 
     fn check(&mut self) -> Checked {
         self.checks += 1;
         let recounts = self.checks.is_multiple_of(16);
-        let budget = self.shard.budget();
         // What connections hold back is bounded for each, not taken from the budget first.
-        let (used, limit) = (budget.used_bytes(), budget.limit_bytes());
-        let connections = budget.used_by(Account::Connections);
+        let limit = self.stage.plan.config.memory_limit_bytes;
+        let used: u64 = self.cluster.budgets().map(|budget| budget.used_bytes()).sum();
+        let connections = self.cluster.used_by(Account::Connections);
         if used - connections > limit || used > limit + limit / 10 + (1 << 20) {
-            return Err(format!("over the memory limit: {budget:?}"));
+            return Err(format!("over the memory limit: {}", self.describe_memory()));
         }
-        if budget.used_bytes() + 1024 > budget.limit_bytes() - MEMORY_RESERVE_BYTES / 2 {
+        let full = |free: u64| free < MEMORY_RESERVE_BYTES / 2 + 1024;
+        if self.cluster.budgets().any(|budget| full(budget.free_for_leases())) {
             self.universe.cover(Cover::MemoryFull);
             self.stage.memory_full_ns = Some(self.universe.mono().0);
         }
@@ -195,7 +178,7 @@ impl<W: SimulatedWorld> Run<W> {
         }
         for nth in 0..self.stage.plan.queues.len() {
             let name = &self.stage.plan.queues[nth].name;
-            let shown = self.shard.queues().find(|(other, _)| other == name);
+            let shown = self.cluster.queues().find(|(other, _)| other == name);
             let shown = shown.map(|(_, queue)| queue);
             self.stage.model.observe(nth, shown)?;
             if recounts && let Some(queue) = shown {
@@ -206,6 +189,11 @@ impl<W: SimulatedWorld> Run<W> {
             }
         }
         Ok(())
+    }
+
+    fn describe_memory(&self) -> String {
+        let budgets: Vec<_> = self.cluster.budgets().collect();
+        format!("{budgets:?}")
     }
 
     /// Clocks jump, the process stands still or ends.
@@ -226,8 +214,7 @@ impl<W: SimulatedWorld> Run<W> {
             universe.cover(Cover::Restart);
             universe.event("restart", 0, 0);
             universe.net.borrow_mut().restart();
-            self.commands = commands();
-            self.shard = new_shard::<W>(&universe, &self.stage.plan, &self.commands);
+            self.cluster = Cluster::new(&universe, &self.stage.plan);
             self.check()?;
         }
         Ok(())
@@ -249,13 +236,13 @@ impl<W: SimulatedWorld> Run<W> {
         for _ in 0..LIVENESS_STEPS_MAX {
             *steps += 1;
             self.step()?;
-            let in_flight: u64 = self.shard.queues().map(|(_, queue)| queue.in_flight()).sum();
+            let in_flight: u64 = self.cluster.queues().map(|(_, queue)| queue.in_flight()).sum();
             let consumers: usize =
-                self.shard.queues().map(|(_, queue)| queue.consumer_count()).sum();
+                self.cluster.queues().map(|(_, queue)| queue.consumer_count()).sum();
             if in_flight == 0 && consumers == 0 {
                 self.peers.extend(rest.take());
             }
-            let held: u64 = self.shard.queues().map(|(_, queue)| queue.messages()).sum();
+            let held: u64 = self.cluster.queues().map(|(_, queue)| queue.messages()).sum();
             let settled = self.peers.iter().all(Peer::is_settled)
                 && self.sessions.iter().all(SessionPeer::is_settled)
                 && self.hostiles.iter().all(Hostile::is_settled)
@@ -265,7 +252,7 @@ impl<W: SimulatedWorld> Run<W> {
             }
         }
         let mut waiting = String::new();
-        for (name, queue) in self.shard.queues() {
+        for (name, queue) in self.cluster.queues() {
             waiting += &format!(
                 "\n{name}: {} ready, {} in flight, blocked {:?}, {:?}",
                 queue.ready(),
@@ -280,14 +267,14 @@ impl<W: SimulatedWorld> Run<W> {
         for peer in &self.peers {
             waiting += &format!("\n{}", peer.describe());
         }
-        Err(format!("not everything came out: {:?} {waiting}", self.shard.budget()))
+        Err(format!("not everything came out: {} {waiting}", self.describe_memory()))
     }
 
     fn finish(&mut self) -> Checked {
         self.stage.model.check_suspects()?;
         for nth in 0..self.stage.plan.queues.len() {
             let plan = &self.stage.plan.queues[nth];
-            if let Some((_, queue)) = self.shard.queues().find(|(name, _)| *name == plan.name) {
+            if let Some((_, queue)) = self.cluster.queues().find(|(name, _)| *name == plan.name) {
                 self.stage.model.finish(nth, queue, plan.auto_acks)?;
             }
         }
@@ -302,16 +289,16 @@ impl<W: SimulatedWorld> Run<W> {
             *steps += 1;
             self.step()?;
             let passed_ms = self.universe.mono().ms_since(begun);
-            let slabs_max = 2 * self.stage.plan.config.pool.slab_bytes as u64;
-            let budget = self.shard.budget();
+            let shards = u64::from(self.stage.plan.config.shards);
+            let slabs_max = 2 * shards * self.stage.plan.config.pool.slab_bytes as u64;
             let left = [Account::Queues, Account::Handles, Account::InFlight]
-                .map(|account| budget.used_by(account));
-            if left == [0; 3] && budget.used_by(Account::Chunks) <= slabs_max {
+                .map(|account| self.cluster.used_by(account));
+            if left == [0; 3] && self.cluster.used_by(Account::Chunks) <= slabs_max {
                 return Ok(());
             }
             if passed_ms > 60_000 {
-                let queues = self.shard.queues().count();
-                return Err(format!("{queues} queues are left, and in the budget {budget:?}"));
+                let (queues, memory) = (self.cluster.queues().count(), self.describe_memory());
+                return Err(format!("{queues} queues are left, and in the budget {memory}"));
             }
         }
     }
@@ -319,11 +306,10 @@ impl<W: SimulatedWorld> Run<W> {
     /// The broker is told to end, with clients connected, and does so in time.
     fn end(&mut self, steps: &mut u64) -> Checked {
         let started = self.universe.mono();
-        let told = self.commands.push(Command::Drain);
-        assert!(told.is_ok(), "the mailbox is empty");
-        self.universe.net.borrow_mut().wake(0);
+        self.stage.draining = true;
+        self.cluster.drain();
         let timeout_ms = self.stage.plan.config.drain_timeout_ms;
-        while self.status == Status::Running {
+        while self.cluster.is_running() {
             *steps += 1;
             self.step()?;
             if self.universe.mono().ms_since(started) > timeout_ms + 1000 {
@@ -331,24 +317,13 @@ impl<W: SimulatedWorld> Run<W> {
             }
         }
         let sockets = self.universe.net.borrow().open_sockets();
-        let budget = self.shard.budget();
-        if sockets > 0 || budget.used_by(Account::Connections) > 0 {
-            return Err(format!("at the end {sockets} sockets are open, {budget:?}"));
+        if sockets > 0 || self.cluster.used_by(Account::Connections) > 0 {
+            let memory = self.describe_memory();
+            return Err(format!("at the end {sockets} sockets are open, {memory}"));
         }
         for peer in &mut self.peers {
             peer.act(&mut self.stage)?;
         }
         Ok(())
     }
-}
-
-fn new_shard<W: SimulatedWorld>(
-    universe: &Rc<Universe>,
-    plan: &Plan,
-    commands: &Commands,
-) -> Shard<W> {
-    let net = W::net(SimNet::new(Rc::clone(universe), 0));
-    let disk = SimDisk::new(Rc::clone(universe));
-    let clock = SimClock::new(Rc::clone(universe));
-    Shard::new(plan.config.clone(), net, disk, clock, Rc::new(HeapSlabs), commands.clone())
 }

@@ -62,7 +62,7 @@ impl SessionPeer {
             heartbeat_ms: [0, 5000][universe.index(2)],
             probe_ms: [0, 3000][universe.index(2)],
             seed: universe.bits(),
-            ..SessionConfig::default()
+            attach: universe.chance(500).then(|| stage.plan.queues[queue].name.clone()),
         };
         let mut session = Session::new(config);
         let name = stage.plan.queues[queue].name.clone();
@@ -188,7 +188,7 @@ impl SessionPeer {
         if state != LineState::Open && self.line.is_some() {
             // Without memory for it a connection is closed as soon as it is accepted.
             let full = stage.memory_full_ns.is_some_and(|at| at >= self.opened_ns);
-            if stage.plan.calm && !stage.winding_down && !full {
+            if stage.plan.calm && !stage.winding_down && !stage.draining && !full {
                 return Err("a session lost its connection".into());
             }
             self.disconnect(stage);
@@ -246,7 +246,7 @@ impl SessionPeer {
                 Event::Lost(reason) => {
                     stage.universe.note(|| format!("session {}: {reason:?}", self.key));
                     let full = stage.memory_full_ns.is_some_and(|at| at >= self.opened_ns);
-                    if stage.plan.calm && !stage.winding_down && !full {
+                    if stage.plan.calm && !stage.winding_down && !stage.draining && !full {
                         return Err(format!("a session lost its connection: {reason:?}"));
                     }
                     self.disconnect(stage);

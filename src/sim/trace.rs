@@ -147,6 +147,14 @@ covers! {
     ConnectionsMax = "connections_max",
     /// The broker said that it is going down, and went.
     Drained = "drained",
+    /// Frames crossed from one shard to another.
+    Crossed = "crossed",
+    /// A connection moved to the home of its queue.
+    HandOver = "hand_over",
+    /// A ring between two shards was full.
+    FullRing = "full_ring",
+    /// A connection waited for another shard.
+    Parked = "parked",
     /// The client session came back by itself.
     SessionReconnect = "session_reconnect",
     /// The client session's messages went round.

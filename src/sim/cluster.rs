@@ -1,0 +1,183 @@
+//! All shards of the simulated broker, and which of them runs next. A shard that sleeps runs only
+//! when it would in the real world: somebody woke it, its sockets have something, or its time has
+//! come. So a wake-up that is lost stays lost, and is found.
+
+use crate::base::chunk_pool::HeapSlabs;
+use crate::queue::Queue;
+use crate::queue::memory::{Account, Budget, CommonBudget};
+use crate::shard::mailbox::{Command, Commands, commands};
+use crate::shard::post::Office;
+use crate::shard::{Adoptions, Shard, ShardConfig, Status, adoptions};
+use crate::sim::Checked;
+use crate::sim::clock::SimClock;
+use crate::sim::disk::SimDisk;
+use crate::sim::net::SimNet;
+use crate::sim::plan::Plan;
+use crate::sim::trace::Cover;
+use crate::sim::world::{SimulatedWorld, Universe};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+struct Member<W: SimulatedWorld> {
+    shard: Shard<W>,
+    commands: Commands,
+    status: Status,
+    /// When it runs at the latest; `None`: not before somebody wakes it.
+    due_ns: Option<u64>,
+}
+
+/// See the module.
+pub struct Cluster<W: SimulatedWorld> {
+    universe: Rc<Universe>,
+    members: Vec<Member<W>>,
+    office: Arc<Office>,
+    adoptions: Adoptions<W>,
+}
+
+impl<W: SimulatedWorld> Cluster<W> {
+    /// The broker of a plan, just started.
+    pub fn new(universe: &Rc<Universe>, plan: &Plan) -> Self {
+        let (shards, config) = (plan.config.shards, &plan.config);
+        let (limit, reserve) = (config.memory_limit_bytes, config.memory_reserve_bytes);
+        let common = CommonBudget::new(limit, reserve, shards, plan.grant_bytes);
+        let office = Office::new(shards, plan.post, common);
+        let rings = adoptions::<W>(shards, plan.adoptions_max);
+        let member = |nth: u32| {
+            let net = W::net(SimNet::new(Rc::clone(universe), nth as usize));
+            let disk = SimDisk::new(Rc::clone(universe));
+            let clock = SimClock::new(Rc::clone(universe));
+            let config = ShardConfig { shard: nth, ..config.clone() };
+            let commands = commands();
+            let told = Arc::clone(&commands);
+            let mut shard = Shard::new(config, net, disk, clock, Rc::new(HeapSlabs), told);
+            if shards > 1 {
+                let universe = Rc::clone(universe);
+                let wake = move |to| {
+                    universe.event("wake", to as u64, 0);
+                    universe.net.borrow_mut().wake(to);
+                };
+                shard.join(Arc::clone(&office), Arc::clone(&rings), Box::new(wake));
+            }
+            Member { shard, commands, status: Status::Running, due_ns: Some(0) }
+        };
+        let members = (0..shards).map(member).collect();
+        let universe = Rc::clone(universe);
+        Cluster { universe, members, office, adoptions: rings }
+    }
+
+    /// Whether any shard runs.
+    pub fn is_running(&self) -> bool {
+        self.members.iter().any(|member| member.status == Status::Running)
+    }
+
+    /// All queues, by shard and name.
+    pub fn queues(&self) -> impl Iterator<Item = (&str, &Queue)> {
+        self.members.iter().flat_map(|member| member.shard.queues())
+    }
+
+    /// The budget of each shard.
+    pub fn budgets(&self) -> impl Iterator<Item = &Budget> {
+        self.members.iter().map(|member| member.shard.budget())
+    }
+
+    /// Bytes that all shards use for something.
+    pub fn used_by(&self, account: Account) -> u64 {
+        self.budgets().map(|budget| budget.used_by(account)).sum()
+    }
+
+    /// Tells all shards to end.
+    pub fn drain(&self) {
+        for (nth, member) in self.members.iter().enumerate() {
+            let told = member.commands.push(Command::Drain);
+            assert!(told.is_ok(), "the mailbox is empty");
+            self.universe.net.borrow_mut().wake(nth);
+        }
+    }
+
+    /// Lets some of the shards run.
+    ///
+    /// # Errors
+    /// If one sleeps that has something to do.
+    pub fn tick(&mut self) -> Checked {
+        let count = self.members.len();
+        let times = if count > 1 { 1 + self.universe.below(count as u64) } else { 1 };
+        for _ in 0..times {
+            if let Some(nth) = self.next() {
+                self.tick_one(nth)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_ready(&self, nth: usize) -> bool {
+        let due = self.members[nth].due_ns.is_some_and(|at| at <= self.universe.mono().0);
+        due || self.universe.net.borrow().has_events(nth)
+    }
+
+    fn next(&self) -> Option<usize> {
+        let running = |&nth: &usize| self.members[nth].status == Status::Running;
+        let running: Vec<usize> = (0..self.members.len()).filter(running).collect();
+        if running.len() <= 1 {
+            return running.first().copied();
+        }
+        let ready: Vec<usize> = running.iter().copied().filter(|&nth| self.is_ready(nth)).collect();
+        // Now and then one wakes for nothing, as threads may.
+        if !ready.is_empty() && !self.universe.chance(10) {
+            return Some(ready[self.universe.index(ready.len())]);
+        }
+        running.into_iter().min_by_key(|&nth| self.members[nth].due_ns.unwrap_or(u64::MAX))
+    }
+
+    fn tick_one(&mut self, nth: usize) -> Checked {
+        let universe = &*self.universe;
+        let now_ns = universe.mono().0;
+        let others = (0..self.members.len())
+            .filter(|&other| other != nth && self.members[other].status == Status::Running);
+        let due = others.filter_map(|other| match self.is_ready(other) {
+            true => Some(now_ns),
+            false => self.members[other].due_ns,
+        });
+        universe.others_due(due.min());
+        if self.members.len() > 1 {
+            universe.event("shard", nth as u64, now_ns);
+        }
+        let member = &mut self.members[nth];
+        member.status = member.shard.tick().map_err(|error| format!("tick: {error}"))?;
+        let now_ns = universe.mono().0;
+        member.due_ns = member.shard.wait().map(|wait| now_ns + wait.as_nanos() as u64);
+        if self.members.len() > 1 { self.check() } else { Ok(()) }
+    }
+
+    /// Nobody sleeps before what was sent to it, and all memory is somebody's.
+    fn check(&self) -> Checked {
+        let universe = &*self.universe;
+        let network = universe.net.borrow();
+        for (nth, member) in self.members.iter().enumerate() {
+            let sleeps = member.status == Status::Running
+                && member.shard.wait() != Some(Duration::ZERO)
+                && !network.is_woken(nth);
+            if sleeps && member.shard.has_mail() {
+                return Err(format!("shard {nth} sleeps, and nobody has woken it for its mail"));
+            }
+            if self.office.has_mail(nth) {
+                universe.cover(Cover::Crossed);
+            }
+        }
+        if self.office.has_full_ring() {
+            universe.cover(Cover::FullRing);
+        }
+        if self.adoptions.iter().any(|ring| !ring.is_empty()) {
+            universe.cover(Cover::HandOver);
+        }
+        if self.members.iter().any(|member| member.shard.parked_count() > 0) {
+            universe.cover(Cover::Parked);
+        }
+        let held: u64 = self.budgets().map(Budget::held_bytes).sum();
+        let (left, limit) = (self.office.budget().left_bytes(), self.members[0].shard.budget());
+        if held + left != limit.limit_bytes() {
+            return Err(format!("{held} bytes are lent and {left} left of {limit:?}"));
+        }
+        Ok(())
+    }
+}
