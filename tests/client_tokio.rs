@@ -10,7 +10,8 @@ use common::{Broker, PATIENCE};
 use forebay::client::tokio::{Consumer, Message, Publisher};
 use forebay::client::{
     ClientError, ConnectOptions, Connection, ConnectionEvent, ConsumerOptions, ErrorCode,
-    MissingQueue, OnFull, PublisherOptions, PublisherState, QueueOptions, ReconnectPolicy,
+    MaxAttempts, MissingQueue, OnFull, PublisherOptions, PublisherState, QueueOptions,
+    ReconnectPolicy, SubscriptionOptions,
 };
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -229,6 +230,127 @@ async fn both_live_through_a_restart() {
     message.ack();
     let acks = within(consumer.close()).await.unwrap();
     assert_eq!((acks.acked, acks.late), (1, 1));
+}
+
+#[tokio::test]
+async fn what_is_dropped_goes_back_at_once() {
+    let broker = Broker::start(&[]);
+    broker.create("q", &QueueOptions::default());
+    let publisher = publisher(&broker.options(), "q").await;
+    within(publisher.publish_many(["a", "b", "c"]).await.unwrap()).await.unwrap();
+    let mut consumer = consumer(&broker.options(), "q").await;
+    let first = within(consumer.recv()).await.unwrap().unwrap();
+    assert_eq!((first.body(), first.attempts()), (b"a".as_slice(), 1));
+    drop(first);
+    for body in [b"b", b"c"] {
+        let message = within(consumer.recv()).await.unwrap().unwrap();
+        assert_eq!(message.body(), body);
+        message.ack();
+    }
+    let again = within(consumer.recv()).await.unwrap().unwrap();
+    assert_eq!((again.body(), again.attempts()), (b"a".as_slice(), 2));
+    assert!(again.redelivered());
+    again.ack();
+    within(consumer.close()).await.unwrap();
+    let mut connection = Connection::open(&broker.options()).unwrap();
+    let counters = connection.queue_describe("q").unwrap().counters;
+    assert_eq!((counters.returned, counters.failed, counters.acked), (1, 0, 3));
+}
+
+#[tokio::test]
+async fn errors_and_panics_of_handlers_are_failures() {
+    let broker = Broker::start(&[]);
+    let options = SubscriptionOptions {
+        max_attempts: Some(MaxAttempts::Count(2)),
+        backoff: Some("none".parse().unwrap()),
+        ..SubscriptionOptions::default()
+    };
+    let mut connection = Connection::open(&broker.options()).unwrap();
+    connection.queue_create_with("q", &QueueOptions::default(), &[], &options).unwrap();
+    let publisher = publisher(&broker.options(), "q").await;
+    let many = ["fine", "error", "panic", "rejected", "error once"];
+    within(publisher.publish_many(many).await.unwrap()).await.unwrap();
+    let mut worker = consumer(&broker.options(), "q").await;
+    let handling = worker.for_each_concurrent(2, async |message: Message| {
+        let again = message.attempts() > 1;
+        match message.body() {
+            b"fine" => Ok(()),
+            b"error once" if again => Ok(()),
+            b"panic" => panic!("planned"),
+            b"rejected" => {
+                message.reject("by hand");
+                Ok(())
+            }
+            _ => Err("did not work"),
+        }
+    });
+    // It has no end of its own; cancelled, it gives back what it holds.
+    let _ = tokio::time::timeout(Duration::from_secs(1), handling).await;
+    within(worker.close()).await.unwrap();
+    let described = connection.subscription_describe("q", "default").unwrap();
+    assert_eq!((described.acked, described.dead_lettered), (2, 3));
+    let mut dead = consumer(&broker.options(), "q.dead").await;
+    let mut letters = BTreeSet::new();
+    for _ in 0..3 {
+        let message = within(dead.recv()).await.unwrap().unwrap();
+        let text = message.properties().header("dead-letter-error").unwrap_or_default();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        letters.insert((String::from_utf8(message.body().to_vec()).unwrap(), text));
+        message.ack();
+    }
+    let letter = |body: &str, text: &str| (body.to_owned(), text.to_owned());
+    let wanted = [
+        letter("error", "did not work"),
+        letter("panic", "the handler panicked: planned"),
+        letter("rejected", "by hand"),
+    ];
+    assert!(letters.iter().eq(wanted.iter()), "{letters:?}");
+}
+
+#[tokio::test]
+async fn a_message_that_is_held_keeps_its_lease() {
+    let broker = Broker::start(&[]);
+    broker.create("q", &QueueOptions::default());
+    let publisher = publisher(&broker.options(), "q").await;
+    within(publisher.publish_many(["a", "b"]).await.unwrap()).await.unwrap();
+    let options =
+        ConsumerOptions { lease: Some(Duration::from_millis(400)), ..ConsumerOptions::default() };
+    let mut holder = within(Consumer::open(&broker.options(), "q", options)).await.unwrap();
+    let held = within(holder.recv()).await.unwrap().unwrap();
+    // The second waits in the consumer, and is held as well.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    held.ack();
+    within(holder.recv()).await.unwrap().unwrap().ack();
+    let flushed = within(holder.flush()).await.unwrap();
+    assert_eq!((flushed.acked, flushed.late), (2, 0));
+    let mut connection = Connection::open(&broker.options()).unwrap();
+    let counters = connection.queue_describe("q").unwrap().counters;
+    assert_eq!((counters.failed, counters.delivered), (0, 2));
+}
+
+#[tokio::test]
+async fn one_consumer_takes_from_several_subscriptions() {
+    let broker = Broker::start(&[]);
+    let mut connection = Connection::open(&broker.options()).unwrap();
+    let options = SubscriptionOptions::default();
+    connection.queue_create_with("q", &QueueOptions::default(), &["a", "b"], &options).unwrap();
+    let publisher = publisher(&broker.options(), "q").await;
+    within(publisher.publish_many(["1", "2", "3"]).await.unwrap()).await.unwrap();
+    let connect = broker.options();
+    let sources = [("q", "a"), ("q", "b")];
+    let opening = Consumer::open_all(&connect, sources, ConsumerOptions::default());
+    let mut consumer = within(opening).await.unwrap();
+    let mut taken = Vec::new();
+    for _ in 0..6 {
+        let message = within(consumer.recv()).await.unwrap().unwrap();
+        taken.push((message.subscription().to_owned(), message.body().to_vec()));
+        message.ack();
+    }
+    taken.sort();
+    let wanted = ["a", "b"].map(|name| ["1", "2", "3"].map(|body| (name, body.as_bytes())));
+    let wanted = wanted.iter().flatten();
+    assert!(taken.iter().map(|(name, body)| (name.as_str(), body.as_slice())).eq(wanted.copied()));
+    assert_eq!(within(consumer.close()).await.unwrap().acked, 6);
 }
 
 /// LESSONS 22: prefetched messages of a consumer that goes are returned, not failed; one that
