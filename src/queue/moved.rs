@@ -200,6 +200,11 @@ impl Queue {
         Ok(Accepted::Done)
     }
 
+    /// Moves that it has taken and whose sources do not know of it yet, for the checkers.
+    pub fn unsettled_moves(&self) -> usize {
+        self.moves_taken.len()
+    }
+
     /// The source has noted that the move is done, and will not ask for it again.
     pub fn settle_move(&mut self, key: MoveKey, memory: &mut Memory) {
         if self.moves_taken.remove(&key) {

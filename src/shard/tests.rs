@@ -3,6 +3,7 @@
 
 mod bounds;
 mod dead_letters;
+mod far_moves;
 mod large;
 mod leases;
 mod limits_hold;

@@ -7,10 +7,10 @@ use crate::shard::post::PostShape;
 use crate::shard::router::home;
 
 /// Some shards with their sockets scripted, ticked by hand.
-struct Town {
-    cores: Vec<Core>,
-    office: Arc<Office>,
-    now: Now,
+pub(super) struct Town {
+    pub cores: Vec<Core>,
+    pub office: Arc<Office>,
+    pub now: Now,
     sockets: u32,
     /// What the clients were sent and did not take yet, by shard and connection.
     sent: std::collections::BTreeMap<(usize, Key), Vec<u8>>,
@@ -18,10 +18,10 @@ struct Town {
     deaf: Vec<(usize, Key)>,
 }
 
-type Client = (usize, Key);
+pub(super) type Client = (usize, Key);
 
 impl Town {
-    fn new(shards: u32, shape: PostShape) -> Town {
+    pub fn new(shards: u32, shape: PostShape) -> Town {
         let now = Now { mono: Mono(1_000_000_000), wall: Wall(1_700_000_000_000_000) };
         let limit_bytes = 64 << 20;
         let reserve_bytes = limits::MEMORY_RESERVE_BYTES as u64;
@@ -40,7 +40,7 @@ impl Town {
         Town { cores, office, now, sockets: 0, sent: Default::default(), deaf: Vec::new() }
     }
 
-    fn open(&mut self, shard: usize) -> Client {
+    pub fn open(&mut self, shard: usize) -> Client {
         self.sockets += 1;
         let key = self.cores[shard].handle_connected(Socket(self.sockets), self.now).unwrap();
         let client = (shard, key);
@@ -52,7 +52,7 @@ impl Town {
     }
 
     /// Bytes of a client, read by its shard; nobody else runs.
-    fn bytes(&mut self, (shard, key): Client, bytes: &[u8]) {
+    pub fn bytes(&mut self, (shard, key): Client, bytes: &[u8]) {
         let core = &mut self.cores[shard];
         let mut all = vec![0; core.inbox_bytes(key) + bytes.len()];
         let kept = core.inbox_bytes(key);
@@ -61,7 +61,7 @@ impl Town {
         core.handle_bytes(key, &all, bytes.len(), self.now);
     }
 
-    fn tick(&mut self, shard: usize) {
+    pub fn tick(&mut self, shard: usize) {
         let core = &mut self.cores[shard];
         core.begin_tick(self.now);
         core.receive_mail();
@@ -88,36 +88,42 @@ impl Town {
         core.send_mail();
     }
 
-    fn turns(&mut self, count: usize) {
+    pub fn turns(&mut self, count: usize) {
         for _ in 0..count {
             (0..self.cores.len()).for_each(|shard| self.tick(shard));
         }
     }
 
-    fn take(&mut self, client: Client) -> Vec<Frame> {
+    pub fn take(&mut self, client: Client) -> Vec<Frame> {
         frames_of(&self.sent.remove(&client).unwrap_or_default())
     }
 
-    fn frame(&mut self, client: Client, opcode: Opcode, handle: u32, payload: &[u8]) -> Vec<Frame> {
+    pub fn frame(
+        &mut self,
+        client: Client,
+        opcode: Opcode,
+        handle: u32,
+        payload: &[u8],
+    ) -> Vec<Frame> {
         self.bytes(client, &encode(opcode, handle, 7, payload));
         self.turns(3);
         self.take(client)
     }
 
-    fn ask(&mut self, client: Client, request: Request, handle: u32) -> Answer {
+    pub fn ask(&mut self, client: Client, request: Request, handle: u32) -> Answer {
         let frames = self.frame(client, request.opcode(), handle, &request.encode());
         let (header, payload) = frames.first().expect("an answer");
         assert_eq!((header.correlation, header.handle), (7, handle));
         Answer::decode(Opcode::from_u8(header.opcode).unwrap(), payload).unwrap()
     }
 
-    fn create(&mut self, client: Client, name: &str) {
+    pub fn create(&mut self, client: Client, name: &str) {
         let body = wire::QueueCreateT { name: name.into(), ..Default::default() };
         let answer = self.ask(client, Request::QueueCreate(body), 0);
         assert!(matches!(answer, Answer::QueueDone(_)), "{answer:?}");
     }
 
-    fn produce(&mut self, client: Client, queue: &str, handle: u32) -> u32 {
+    pub fn produce(&mut self, client: Client, queue: &str, handle: u32) -> u32 {
         let body = wire::ProducerOpenT { queue: queue.into(), producer_id: 0, next_sequence: 1 };
         match self.ask(client, Request::ProducerOpen(body), handle) {
             Answer::ProducerOpened(opened) => opened.home_shard,
@@ -125,7 +131,7 @@ impl Town {
         }
     }
 
-    fn consume(&mut self, client: Client, queue: &str, handle: u32) -> Vec<Frame> {
+    pub fn consume(&mut self, client: Client, queue: &str, handle: u32) -> Vec<Frame> {
         let request = Request::ConsumerOpen(wire::ConsumerOpenT {
             queue: queue.into(),
             credit_messages: 100,
@@ -137,23 +143,23 @@ impl Town {
         frames
     }
 
-    fn remotes(&self) -> usize {
+    pub fn remotes(&self) -> usize {
         self.cores.iter().flat_map(|core| &core.remotes).map(|remotes| remotes.len()).sum()
     }
 }
 
 /// A name whose home is `shard`.
-fn name_at(shard: usize, shards: u32, nth: u32) -> String {
+pub(super) fn name_at(shard: usize, shards: u32, nth: u32) -> String {
     let mut names = (0..).map(|n| format!("q{n}"));
     let at_home = |name: &String| home(name, shards) as usize == shard;
     names.by_ref().filter(at_home).nth(nth as usize).unwrap()
 }
 
-fn roomy() -> PostShape {
+pub(super) fn roomy() -> PostShape {
     PostShape::of(2)
 }
 
-fn tiny() -> PostShape {
+pub(super) fn tiny() -> PostShape {
     PostShape { ring_parcels: 1, parcel_bytes: 64 }
 }
 
