@@ -176,7 +176,7 @@ fn refusals_name_the_setting_as_its_source_does() {
     }
     let refusal = refused(&environment(&[("FOREBAY_SHARDS", "x")]));
     assert!(refusal.starts_with("FOREBAY_SHARDS: "), "{refusal}");
-    let refusal = refused(&Settings::from_toml("shards = 3", "f.toml").unwrap());
+    let refusal = refused(&Settings::from_toml("shards = 33", "f.toml").unwrap());
     assert!(refusal.starts_with("f.toml: shards: "), "{refusal}");
 }
 
