@@ -123,6 +123,31 @@ impl BrokerArgs {
         }
     }
 
+    /// As [`BrokerArgs::queue_failure`], for a request about a subscription.
+    pub fn subscription_failure(&self, queue: &str, name: &str, error: ClientError) -> Failure {
+        match error.code() {
+            Some(ErrorCode::SubscriptionNotFound) => self.subscription_missing(queue, name),
+            Some(ErrorCode::SubscriptionExists) => self.queue_failure(queue, error).hint(format!(
+                "compare: forebay subscription show {queue} {name}; \
+                     change it: forebay subscription update {queue} {name}"
+            )),
+            Some(ErrorCode::SubscriptionInUse) => {
+                self.queue_failure(queue, error).hint("end its consumers first, or give --force")
+            }
+            _ => self.queue_failure(queue, error),
+        }
+    }
+
+    /// There is no such subscription.
+    pub fn subscription_missing(&self, queue: &str, name: &str) -> Failure {
+        let code = ErrorCode::SubscriptionNotFound.name();
+        let text = format!("queue `{queue}` has no subscription `{name}`");
+        Failure::new(Exit::NotFound, code, text).hint(format!(
+            "list: forebay subscription list {queue}; \
+             create it: forebay subscription create {queue} {name}"
+        ))
+    }
+
     fn unreachable(&self, reason: &LostReason) -> Failure {
         let text = match reason {
             LostReason::Io(kind) => format!("cannot reach a broker at {}: {kind}", self.server),
@@ -145,7 +170,12 @@ impl BrokerArgs {
     fn refused(&self, code: Option<ErrorCode>, name: &'static str, text: String) -> Failure {
         use ErrorCode as E;
         let exit = match code {
-            Some(E::QueueNotFound | E::QueueDeleted | E::SubscriptionNotFound) => Exit::NotFound,
+            Some(
+                E::QueueNotFound
+                | E::QueueDeleted
+                | E::SubscriptionNotFound
+                | E::SubscriptionDeleted,
+            ) => Exit::NotFound,
             Some(E::BadName | E::BadOption) => Exit::Usage,
             Some(E::ConnectionsMax | E::Draining) => Exit::Unreachable,
             _ => Exit::Failed,

@@ -1,4 +1,4 @@
-//! `consume`: writes each body and a newline, flushes, then acks.
+//! `consume`: writes each body and a newline, flushes, then acks (or nacks, or rejects).
 //!
 //! It asks for messages by pulls of exact counts, so it never takes more than `--count`. What a
 //! pull brought is acked only when all of it is with whoever reads standard output; if that one
@@ -40,6 +40,26 @@ pub struct ConsumeArgs {
     #[arg(long)]
     auto_ack: bool,
 
+    /// Take the messages of this subscription
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    subscription: String,
+
+    /// How long it may take to write what came at once [default: as the subscription says]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    lease: Option<Duration>,
+
+    /// Say that each message failed, instead of acking it: it comes again after the back-off
+    #[arg(long, conflicts_with_all = ["auto_ack", "reject"])]
+    nack: bool,
+
+    /// Reject each message instead of acking it: it becomes a dead letter
+    #[arg(long, conflicts_with = "auto_ack")]
+    reject: bool,
+
+    /// Why they are nacked or rejected; dead letters show it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+
     #[command(flatten)]
     pub(super) broker: BrokerArgs,
 }
@@ -63,6 +83,9 @@ Examples:
   forebay consume orders --timeout 10s > orders.ndjson
       Until nothing came for 10 seconds.
 
+  forebay consume orders --count 1 --reject --reason 'no such customer'
+      Away with the first; `forebay dlq show orders` has it.
+
 `forebay help` lists the exit codes.";
 
 /// Messages asked for at once. A pull brings what is at hand, so this only bounds the work between
@@ -79,7 +102,7 @@ const OUTAGE_MAX: Duration = Duration::from_secs(30);
 /// If the broker refuses or goes away, or standard output cannot be written.
 pub fn run(args: &ConsumeArgs) -> Outcome {
     let (broker, name) = (&args.broker, args.name.as_str());
-    let failure = |error| broker.queue_failure(name, error);
+    let failure = |error| broker.subscription_failure(name, &args.subscription, error);
     let out = Output::new(broker.json);
     let progress = Progress::new(args.count, !std::io::stdout().is_terminal(), broker.json);
     // A queue that is missing now is a mistake; one that goes with its broker may come back.
@@ -96,6 +119,8 @@ pub fn run(args: &ConsumeArgs) -> Outcome {
         credit_bytes: 0,
         replenish: false,
         auto_ack: args.auto_ack,
+        subscription: args.subscription.clone(),
+        lease: args.lease,
         on_missing_queue,
         ..ConsumerOptions::default()
     };
@@ -145,8 +170,8 @@ impl Drain<'_> {
     /// Writes what one pull brings, and acks it. False if it brought nothing.
     fn pull(&mut self, messages_max: u32, wait: Duration) -> Result<bool, Stop> {
         let (broker, name) = (&self.args.broker, self.args.name.as_str());
-        let pulled = self.consumer.pull(messages_max, wait);
-        let batch = pulled.map_err(|error| broker.queue_failure(name, error))?;
+        let failure = |error| broker.subscription_failure(name, &self.args.subscription, error);
+        let batch = self.consumer.pull(messages_max, wait).map_err(failure)?;
         for delivery in batch.iter() {
             if self.out.json {
                 self.out.json_line(&MessageLine::of_delivery(name, &delivery))?;
@@ -156,9 +181,12 @@ impl Drain<'_> {
             }
         }
         self.out.flush()?;
-        if !self.args.auto_ack {
-            // Sent before the next pull asks for more.
-            batch.ack();
+        // Sent before the next pull asks for more.
+        match self.args {
+            ConsumeArgs { nack: true, reason, .. } => batch.nack(None, reason).map_err(failure)?,
+            ConsumeArgs { reject: true, reason, .. } => batch.reject(reason),
+            ConsumeArgs { auto_ack: true, .. } => {}
+            _ => batch.ack(),
         }
         self.written += batch.len() as u64;
         self.progress.at(self.written, self.written);
@@ -168,18 +196,19 @@ impl Drain<'_> {
     /// Has the acks answered, also when it ends early, and says what came too late.
     fn conclude(self, drained: Outcome) -> Outcome {
         let (broker, name) = (&self.args.broker, self.args.name.as_str());
+        let failure = |error| broker.subscription_failure(name, &self.args.subscription, error);
         let closed = self.consumer.close();
         self.progress.end("consumed", self.written);
         if let Ok(AckCount { late: late @ 1.., .. }) = closed {
             let text = format!(
-                "{} acks came too late, after the connection was lost: those messages are \
-                 delivered again",
+                "{} answers came too late, after the connection was lost or the lease had ended: \
+                 those messages are delivered again",
                 thousands(late)
             );
             self.progress.notice("late_ack", &text);
         }
         drained?;
-        closed.map_err(|error| broker.queue_failure(name, error))?;
+        closed.map_err(failure)?;
         Ok(())
     }
 }

@@ -1,14 +1,17 @@
 //! L4: the command line. It knows the broker by the client library alone; the program joins it
 //! with the server, for `serve`.
 //!
-//! - one file per command: `serve` (arguments only), `queue`, `publish`, `consume`, `stats`, `ping`
+//! - one file per command: `serve` (arguments only), `queue`, `subscription`, `publish`, `consume`,
+//!   `dlq`, `stats`, `ping`
 //! - `broker`, `failure`: how to reach a broker; what errors mean, with their exit codes
 //! - `lines`, `source`, `pump`: what `publish` sends and how
+//! - `rules`: how subscriptions treat messages, as flags and as text
 //! - `output`, `table`, `fields`, `message`, `progress`, `wall`: what is shown and how
 
 mod broker;
 mod clock;
 mod consume;
+mod dlq;
 mod failure;
 mod fields;
 mod lines;
@@ -19,9 +22,11 @@ mod progress;
 mod publish;
 mod pump;
 mod queue;
+mod rules;
 mod serve;
 mod source;
 mod stats;
+mod subscription;
 mod table;
 mod wall;
 
@@ -58,10 +63,15 @@ enum Command {
     Serve(ServeArgs),
     /// Create, list, show, update, delete, purge and peek at queues
     Queue(queue::QueueArgs),
+    /// Create, list, show, update and delete the subscriptions of a queue
+    #[command(visible_alias = "sub")]
+    Subscription(subscription::SubscriptionArgs),
     /// Publish messages: lines of standard input, arguments, or generated ones
     Publish(publish::PublishArgs),
     /// Take messages from a queue and write them to standard output
     Consume(consume::ConsumeArgs),
+    /// Show the dead letters of a queue, or move them back
+    Dlq(dlq::DlqArgs),
     /// Show what the broker holds and does
     Stats(stats::StatsArgs),
     /// Ask whether a broker is there; tries once
@@ -89,7 +99,7 @@ Exit codes:
   0  done; also when the reader of standard output went away (`| head`)
   1  the broker refused the request, or a part of the work failed
   2  an option, setting or configuration that cannot be; nothing was done
-  3  there is no such queue
+  3  there is no such queue or subscription
   4  the broker cannot be reached, or went away
   5  it took longer than --timeout";
 
@@ -104,8 +114,10 @@ pub fn run(serve: impl FnOnce(ServeArgs) -> ExitCode) -> ExitCode {
     let (outcome, json) = match line.command {
         Command::Serve(args) => return serve(args),
         Command::Queue(args) => (queue::run(&args), args.broker.json),
+        Command::Subscription(args) => (subscription::run(&args), args.broker.json),
         Command::Publish(args) => (publish::run(&args), args.broker.json),
         Command::Consume(args) => (consume::run(&args), args.broker.json),
+        Command::Dlq(args) => (dlq::run(&args), args.broker.json),
         Command::Stats(args) => (stats::run(&args), args.broker.json),
         Command::Ping(args) => (ping::run(&args), args.broker.json),
         Command::Completions { shell } => (completions(shell), false),

@@ -36,6 +36,19 @@ impl Output {
         self.bytes(b"\n")
     }
 
+    /// Writes values as an array, one to a line.
+    ///
+    /// # Errors
+    /// As [`Output::bytes`].
+    pub fn json_array<T: Serialize>(&mut self, values: impl Iterator<Item = T>) -> Outcome {
+        self.text("[")?;
+        for (at, value) in values.enumerate() {
+            self.text(if at == 0 { "\n" } else { "," })?;
+            self.json_line(&value)?;
+        }
+        self.text("]\n")
+    }
+
     /// Writes a text, which has its line ends.
     ///
     /// # Errors

@@ -80,7 +80,8 @@ Examples:
 /// How long the broker may be away, unless the user says otherwise.
 const OUTAGE_DEFAULT: Duration = Duration::from_secs(30);
 
-fn parse_rate(text: &str) -> Result<f64, String> {
+/// A rate per second, over 0.
+pub fn parse_rate(text: &str) -> Result<f64, String> {
     match text.trim().parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
         Ok(_) => Err("a rate must be over 0".to_owned()),

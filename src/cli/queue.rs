@@ -6,10 +6,13 @@ use crate::cli::failure::Outcome;
 use crate::cli::fields::{Fields, number_lines};
 use crate::cli::message::MessageLine;
 use crate::cli::output::Output;
+use crate::cli::rules::RuleArgs;
+use crate::cli::subscription;
 use crate::cli::table::{Align, Table, excerpt, thousands};
 use crate::cli::wall::rfc3339;
-use crate::client::{OnFull, QueueChange, QueueCounters, QueueDescription, QueueOptions};
+use crate::client::{OnFull, Peeked, QueueChange, QueueCounters, QueueDescription, QueueOptions};
 use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
 use std::fmt::Write as _;
 
 /// The arguments of `queue`.
@@ -30,6 +33,11 @@ enum Action {
         name: String,
         #[command(flatten)]
         options: OptionArgs,
+        /// A subscription, instead of the one named `default`; may be given several times
+        #[arg(long, value_name = "NAME", help_heading = "Subscriptions")]
+        subscription: Vec<String>,
+        #[command(flatten)]
+        rules: Box<RuleArgs>,
         /// Keep it on disk, and confirm messages when they are there (not in this version)
         #[arg(long)]
         durable: bool,
@@ -67,6 +75,9 @@ enum Action {
     Purge {
         /// Name of the queue
         name: String,
+        /// Only of this subscription [default: of all]
+        #[arg(long, value_name = "NAME")]
+        subscription: Option<String>,
     },
     /// Look at the first ready messages without taking them
     Peek {
@@ -78,6 +89,9 @@ enum Action {
         /// Pass over so many first
         #[arg(long, value_name = "N", default_value_t = 0)]
         skip: u64,
+        /// Those of this subscription
+        #[arg(long, value_name = "NAME", default_value = "default")]
+        subscription: String,
     },
 }
 
@@ -119,6 +133,8 @@ const EXAMPLES: &str = "\
 Examples:
   forebay queue create orders
   forebay queue create recent --messages-max 1000 --on-full drop-oldest
+  forebay queue create events --subscription billing --subscription search
+  forebay queue create mail --lease 2m --max-attempts 5 --backoff exponential:10s..1h
   forebay queue list
   forebay queue show orders --json | jq .ready
   forebay queue peek orders --count 3
@@ -164,14 +180,20 @@ impl OnFullArg {
 pub fn run(args: &QueueArgs) -> Outcome {
     let (broker, out) = (&args.broker, Output::new(args.broker.json));
     match &args.action {
-        Action::Create { name, options, durable } => {
-            create(broker, out, name, &options.options(*durable))
+        Action::Create { name, options, subscription, rules, durable } => {
+            create(broker, out, name, &options.options(*durable), (subscription, rules))
         }
         Action::List { prefix } => list(broker, out, prefix),
         Action::Show { name } => {
-            let described = broker.connect()?.queue_describe(name);
-            let queue = described.map_err(|error| broker.queue_failure(name, error))?;
-            out.finish(&queue_fields(&queue), queue_text(&queue))
+            let failure = |error| broker.queue_failure(name, error);
+            let mut connection = broker.connect()?;
+            let queue = connection.queue_describe(name).map_err(failure)?;
+            let subscriptions = connection.subscription_list(name).map_err(failure)?;
+            let mut fields = queue_fields(&queue);
+            let each: Vec<Fields> = subscriptions.iter().map(subscription::fields).collect();
+            fields.push("subscriptions", json!(each));
+            let table = subscription::table(&subscriptions);
+            out.finish(&fields, format!("{}subscriptions\n{table}", queue_text(&queue)))
         }
         Action::Update { name, options } => {
             let changed = broker.connect()?.queue_update(name, &options.change());
@@ -185,17 +207,34 @@ pub fn run(args: &QueueArgs) -> Outcome {
             let removed = deleted.map_err(|error| broker.queue_failure(name, error))?;
             removal(out, name, "deleted", removed.messages, removed.bytes)
         }
-        Action::Purge { name } => {
+        Action::Purge { name, subscription: None } => {
             let purged = broker.connect()?.queue_purge(name);
             let removed = purged.map_err(|error| broker.queue_failure(name, error))?;
             removal(out, name, "purged", removed.messages, removed.bytes)
         }
-        Action::Peek { name, count, skip } => peek(broker, out, name, *count, *skip),
+        Action::Purge { name, subscription: Some(of) } => {
+            let purged = broker.connect()?.subscription_purge(name, of);
+            let removed = purged.map_err(|error| broker.subscription_failure(name, of, error))?;
+            removal(out, name, "purged", removed.messages, removed.bytes)
+        }
+        Action::Peek { name, count, skip, subscription } => {
+            let peeked = broker.connect()?.subscription_peek(name, subscription, *count, *skip);
+            let failure = |error| broker.subscription_failure(name, subscription, error);
+            peek(out, name, &peeked.map_err(failure)?)
+        }
     }
 }
 
-fn create(broker: &BrokerArgs, out: Output, name: &str, options: &QueueOptions) -> Outcome {
-    let created = broker.connect()?.queue_create(name, options);
+fn create(
+    broker: &BrokerArgs,
+    out: Output,
+    name: &str,
+    options: &QueueOptions,
+    (subscriptions, rules): (&[String], &RuleArgs),
+) -> Outcome {
+    let names: Vec<&str> = subscriptions.iter().map(String::as_str).collect();
+    let rules = rules.options();
+    let created = broker.connect()?.queue_create_with(name, options, &names, &rules);
     let created = created.map_err(|error| broker.queue_failure(name, error))?;
     let mut fields = Fields::default();
     fields.push("name", name);
@@ -222,12 +261,7 @@ fn list(broker: &BrokerArgs, mut out: Output, prefix: &str) -> Outcome {
     let listed = broker.connect()?.queue_list(prefix);
     let queues = listed.map_err(|error| broker.failure(error))?;
     if out.json {
-        out.text("[")?;
-        for (at, queue) in queues.iter().enumerate() {
-            out.text(if at == 0 { "\n" } else { "," })?;
-            out.json_line(&queue_fields(queue))?;
-        }
-        out.text("]\n")?;
+        out.json_array(queues.iter().map(queue_fields))?;
         return out.flush();
     }
     let mut table = Table::new(&[
@@ -260,9 +294,7 @@ fn list(broker: &BrokerArgs, mut out: Output, prefix: &str) -> Outcome {
     out.flush()
 }
 
-fn peek(broker: &BrokerArgs, mut out: Output, name: &str, count: u32, skip: u64) -> Outcome {
-    let peeked = broker.connect()?.queue_peek(name, count, skip);
-    let peeked = peeked.map_err(|error| broker.queue_failure(name, error))?;
+fn peek(mut out: Output, name: &str, peeked: &Peeked) -> Outcome {
     if out.json {
         for message in &peeked.messages {
             out.json_line(&MessageLine::of_peeked(name, message))?;
@@ -289,7 +321,7 @@ fn peek(broker: &BrokerArgs, mut out: Output, name: &str, count: u32, skip: u64)
 }
 
 /// The counters by their names in the protocol.
-pub fn counter_numbers(counters: &QueueCounters) -> [(&'static str, u64); 16] {
+pub fn counter_numbers(counters: &QueueCounters) -> [(&'static str, u64); 18] {
     [
         ("published", counters.published),
         ("published_bytes", counters.published_bytes),
@@ -307,6 +339,8 @@ pub fn counter_numbers(counters: &QueueCounters) -> [(&'static str, u64); 16] {
         ("dropped_newest", counters.dropped_newest),
         ("purged", counters.purged),
         ("lost_damaged", counters.lost_damaged),
+        ("moved_in", counters.moved_in),
+        ("redriven", counters.redriven),
     ]
 }
 
@@ -320,11 +354,12 @@ fn on_full_name(on_full: OnFull) -> &'static str {
     }
 }
 
-fn held_numbers(queue: &QueueDescription) -> [(&'static str, u64); 6] {
+fn held_numbers(queue: &QueueDescription) -> [(&'static str, u64); 7] {
     [
         ("ready", queue.ready),
         ("in_flight", queue.in_flight),
         ("delayed", queue.delayed),
+        ("dead_lettering", queue.dead_lettering),
         ("bytes", queue.bytes),
         ("memory_bytes", queue.memory_bytes),
         ("spilled_bytes", queue.spilled_bytes),
@@ -424,8 +459,11 @@ mod tests {
         let number = |name: &str| value[name].as_u64().unwrap_or_else(|| panic!("no {name}"));
         let ways_out = ["acked", "dead_lettered", "expired", "dropped_oldest", "dropped_newest"];
         let sum: u64 = ways_out.iter().map(|name| number(name)).sum::<u64>()
-            + ["purged", "lost_damaged"].iter().map(|name| number(name)).sum::<u64>()
-            + ["ready", "in_flight", "delayed"].iter().map(|name| number(name)).sum::<u64>();
+            + ["purged", "lost_damaged", "redriven"].iter().map(|name| number(name)).sum::<u64>()
+            + ["ready", "in_flight", "delayed", "dead_lettering"]
+                .iter()
+                .map(|name| number(name))
+                .sum::<u64>();
         assert_eq!(number("published"), sum);
         for name in ["bytes", "memory_bytes", "spilled_bytes", "refused", "delivered_bytes"] {
             number(name);

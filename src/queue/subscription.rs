@@ -14,6 +14,7 @@
 use crate::base::prng::Prng;
 use crate::base::slot_map::{Key, SlotMap};
 use crate::base::time::{Mono, Now, Wall};
+use crate::protocol::error::ErrorCode;
 use crate::queue::consumer::{Consumer, ConsumerOptions, LargeProgress, Owner};
 use crate::queue::counters::{Counters, SubscriptionCounters};
 use crate::queue::dead::DeadLetters;
@@ -397,13 +398,16 @@ impl Subscription {
     /// The bound that holds deliveries up, if one does.
     pub(super) fn pause(&mut self, parts: &Parts<'_>) -> Option<&'static str> {
         let unacked_max = self.options.unacked_max;
+        // Where dead letters wait for memory, others must go on, for they give it back.
+        let wait_for_memory = self.dead.reason() == Some(ErrorCode::MemoryLimit.name());
+        let waiting = self.delayed + if wait_for_memory { 0 } else { self.dead_lettering };
         if unacked_max > 0 && self.in_flight >= unacked_max {
             Some("unacked_max")
         } else if self.in_flight >= parts.bounds.in_flight_max {
             Some("in_flight_max")
         } else if self.is_short_of_memory(parts.memory) {
             Some("memory_limit")
-        } else if self.delayed + self.dead_lettering >= parts.bounds.retry_waiting_max {
+        } else if waiting >= parts.bounds.retry_waiting_max {
             Some("retry_waiting_max")
         // What came back is old, so it makes the span no longer; and with nothing in flight or
         // waiting there is no end of it that would end the pause.

@@ -197,7 +197,7 @@ impl Drop for Running {
 
 /// A command that has ended.
 pub struct Finished {
-    code: Option<i32>,
+    pub code: Option<i32>,
     pub stdout: Vec<u8>,
     stderr: Vec<u8>,
 }

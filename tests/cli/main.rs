@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panic anywhere")]
 
 mod broker;
+mod life;
 
 use broker::{Broker, Finished, LONG, forebay};
 use serde_json::{Value, json};
