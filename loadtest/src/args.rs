@@ -80,6 +80,12 @@ pub struct TargetArgs {
     /// Which client speaks to Forebay
     #[arg(long, value_enum, default_value_t = ClientKind::Blocking)]
     pub client: ClientKind,
+    /// Shards of a broker that is started
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count_parser(1, 16))]
+    pub shards: u64,
+    /// Which shard the clients' connections are on (`--client wire`)
+    #[arg(long, value_enum, default_value_t = Attach::Anywhere)]
+    pub attach: Attach,
     /// Spin instead of sleeping: the clients, and a baseline that is started
     #[arg(long)]
     pub busy_poll: bool,
@@ -97,6 +103,18 @@ pub enum ClientKind {
     Blocking,
     /// The hand-written client of the baselines, so that the broker alone differs
     Wire,
+}
+
+/// Which shard of Forebay the clients' connections are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attach {
+    /// Whichever the system gave them
+    Anywhere,
+    /// The home of the (first) queue
+    Home,
+    /// Another than that, so that everything crosses
+    Wrong,
 }
 
 /// A core, or wherever the system likes.

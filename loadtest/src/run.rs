@@ -148,7 +148,8 @@ fn throughput(
             let queues = RunQueues::create(server, shape)?;
             match args.client {
                 ClientKind::Wire => {
-                    let wire = FastWire::connect_forebay(server, &queues.names, shape)?;
+                    let wire =
+                        FastWire::connect_forebay(server, &queues.names, shape, args.attach)?;
                     scenario_throughput::run(plan, wire, target.pid, interrupt)
                 }
                 ClientKind::Blocking => {
@@ -188,7 +189,8 @@ fn latency(
             let queues = RunQueues::create(server, shape)?;
             return match args.client {
                 ClientKind::Wire => {
-                    let wire = FastWire::connect_forebay(server, &queues.names, shape)?;
+                    let wire =
+                        FastWire::connect_forebay(server, &queues.names, shape, args.attach)?;
                     scenario_latency::run(plan, wire, target.pid, interrupt)
                 }
                 ClientKind::Blocking => {
@@ -341,8 +343,9 @@ fn broker_command(args: &TargetArgs, directory: &TempDir) -> io::Result<Command>
     }
     let mut command = Command::new(binary);
     command.env("FOREBAY_LOG", "warn");
-    command.args(["serve", "--listen", "127.0.0.1:0", "--shards", "1", "--data-dir"]);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
     command.arg(directory.path().join("data"));
+    command.args(["--shards", &args.shards.to_string()]);
     if args.busy_poll {
         command.arg("--busy-poll");
     }

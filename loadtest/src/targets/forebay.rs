@@ -1,6 +1,7 @@
 //! The broker as a target: requests and opens on plain blocking streams, for the hand-written
 //! client and for connections that only sit there.
 
+use crate::args::Attach;
 use forebay::limits::{CREDIT_BYTES_MAX, CREDIT_MESSAGES_MAX, FRAME_HEADER_BYTES, PREAMBLE_BYTES};
 use forebay::protocol::control::{Answer, Request};
 use forebay::protocol::frame::{self, FrameHeader, Opcode};
@@ -27,6 +28,50 @@ pub struct Opened {
 pub struct Control {
     stream: TcpStream,
     correlation: u32,
+    /// The shard that the connection is on.
+    shard: u32,
+}
+
+/// Where connections are made: at a broker, and perhaps at a shard of it.
+pub struct Door {
+    server: SocketAddr,
+    attach: Option<String>,
+}
+
+/// Names that are tried for one whose home is another shard.
+const NAMES_TRIED: u32 = 1000;
+
+impl Door {
+    /// A door to the home of `queue`, or to another shard.
+    ///
+    /// # Errors
+    /// If the broker cannot be reached, or has no other shard.
+    pub fn find(server: SocketAddr, queue: &str, attach: Attach) -> io::Result<Door> {
+        let at = |attach| Door { server, attach };
+        let home = at(Some(queue.to_owned()));
+        match attach {
+            Attach::Anywhere => Ok(at(None)),
+            Attach::Home => Ok(home),
+            Attach::Wrong => {
+                let shard = home.connect()?.shard;
+                for nth in 0..NAMES_TRIED {
+                    let other = at(Some(format!("elsewhere-{nth}")));
+                    if other.connect()?.shard != shard {
+                        return Ok(other);
+                    }
+                }
+                Err(io::Error::other("the broker has no other shard: say --shards 2"))
+            }
+        }
+    }
+
+    /// One more connection.
+    ///
+    /// # Errors
+    /// If the broker cannot be reached or refuses.
+    pub fn connect(&self) -> io::Result<Control> {
+        Control::attached(self.server, self.attach.clone())
+    }
 }
 
 impl Control {
@@ -35,19 +80,24 @@ impl Control {
     /// # Errors
     /// If the broker cannot be reached or refuses.
     pub fn connect(server: SocketAddr) -> io::Result<Control> {
+        Control::attached(server, None)
+    }
+
+    fn attached(server: SocketAddr, attach: Option<String>) -> io::Result<Control> {
         let mut stream = TcpStream::connect(server)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         stream.write_all(&frame::preamble(frame::VERSION))?;
-        let mut control = Control { stream, correlation: 0 };
+        let mut control = Control { stream, correlation: 0, shard: 0 };
         let mut hello = wire::HelloT::default();
         hello.client_name = Some("forebay-loadtest".to_owned());
         hello.token = std::env::var("FOREBAY_TOKEN").ok();
+        hello.attach = attach;
         control.send(0, &Request::Hello(hello))?;
         let mut preamble = [0; PREAMBLE_BYTES];
         control.stream.read_exact(&mut preamble)?;
         match control.answer()? {
-            Answer::HelloOk(_) => Ok(control),
+            Answer::HelloOk(body) => Ok(Control { shard: body.shard, ..control }),
             other => Err(surprise(&other)),
         }
     }

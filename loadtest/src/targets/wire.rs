@@ -3,8 +3,9 @@
 //! programs' subset of it: the same frame header, batch, deliver header, records, confirms and ack
 //! ranges, without hello, checksums, credit and the bodies of opens.
 
+use crate::args::Attach;
 use crate::sys::{Epoll, Ready};
-use crate::targets::forebay::{Control, Opened};
+use crate::targets::forebay::{Door, Opened};
 use crate::targets::peer::{Frames, Peer, SCRATCH_BYTES, bad_bytes};
 use crate::targets::{Shape, Wire};
 use forebay::base::checksum::crc32c;
@@ -104,29 +105,31 @@ impl FastWire {
         server: SocketAddr,
         queues: &[String],
         shape: Shape,
+        attach: Attach,
     ) -> io::Result<FastWire> {
         let mut wire = FastWire::empty(shape, true)?;
+        let door = Door::find(server, &queues[0], attach)?;
         if let [queue] = queues {
-            wire.connect_clients(server, queue, shape)?;
+            wire.connect_clients(&door, queue, shape)?;
         } else {
             for first in (0..queues.len()).step_by(HANDLES_MAX) {
                 let end = queues.len().min(first + HANDLES_MAX);
-                wire.connect_queues(server, first, &queues[first..end], shape)?;
+                wire.connect_queues(&door, first, &queues[first..end], shape)?;
             }
         }
         Ok(wire)
     }
 
     /// Each client of one queue has a connection of its own.
-    fn connect_clients(&mut self, server: SocketAddr, queue: &str, shape: Shape) -> io::Result<()> {
+    fn connect_clients(&mut self, door: &Door, queue: &str, shape: Shape) -> io::Result<()> {
         for consumer in 0..shape.consumers {
-            let mut control = Control::connect(server)?;
+            let mut control = door.connect()?;
             let subscription = (shape.subscriptions > 1).then(|| subscription_name(consumer));
             control.open_consumer(HANDLE, queue, subscription, shape.credit)?;
             self.add(bare_opened(control.into_stream()), Role::Consumer(consumer))?;
         }
         for producer in 0..shape.producers {
-            let mut control = Control::connect(server)?;
+            let mut control = door.connect()?;
             let (id, window_bytes_total) = control.open_producer(HANDLE, queue)?;
             let opened = Opened { stream: control.into_stream(), id, window_bytes_total };
             self.add(opened, Role::Producer(producer))?;
@@ -137,17 +140,17 @@ impl FastWire {
     /// One connection consumes from all of `queues`, one publishes to them.
     fn connect_queues(
         &mut self,
-        server: SocketAddr,
+        door: &Door,
         first: usize,
         queues: &[String],
         shape: Shape,
     ) -> io::Result<()> {
-        let mut control = Control::connect(server)?;
+        let mut control = door.connect()?;
         for (handle, queue) in (HANDLE..).zip(queues) {
             control.open_consumer(handle, queue, None, shape.credit)?;
         }
         self.add(bare_opened(control.into_stream()), Role::Consumer(first))?;
-        let mut control = Control::connect(server)?;
+        let mut control = door.connect()?;
         for (handle, queue) in (HANDLE..).zip(queues) {
             let (id, window_bytes_total) = control.open_producer(handle, queue)?;
             let peer = self.peers.len();
