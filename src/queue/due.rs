@@ -41,6 +41,13 @@ impl DueSet {
         self.by_due.first().map(|&(at, _)| at)
     }
 
+    /// The first messages that are ready and not before `from`: one stretch.
+    pub fn first_ready_from(&self, from: u64, log: &Log) -> Option<Run> {
+        let ready = self.ready.range(near(from)..).map(|(&key, portion)| (key, portion));
+        let (_, portion, skip, take) = first_stretch(from, ready)?;
+        Some(log.part(&portion.run, skip, take))
+    }
+
     /// Portions that are ready, by sequence of their first message.
     pub fn ready(&self) -> impl Iterator<Item = &Portion> {
         self.ready.values()

@@ -25,20 +25,16 @@ impl Queue {
     /// Runs of a subscription that are ready, in the order in which they would be delivered.
     pub fn ready_runs(&self, subscription: Key) -> impl Iterator<Item = Run> + '_ {
         let subscription = self.subscriptions.at(subscription);
-        subscription.into_iter().flat_map(|subscription| subscription.ready_runs(&self.log))
+        subscription.into_iter().flat_map(|subscription| subscription.ready_runs(0, &self.log))
     }
 
     /// Up to `count_max` ready messages of a subscription behind `sequence`, each as a run of its
     /// own, in order.
     pub fn ready_behind(&self, subscription: Key, sequence: u64, count_max: usize) -> Vec<Run> {
-        let behind = self.ready_runs(subscription).filter_map(|run| {
-            let end = run.sequence + u64::from(run.count);
-            let skip = (sequence + 1).clamp(run.sequence, end) - run.sequence;
-            (skip < u64::from(run.count)).then_some((run, skip as u32))
-        });
+        let Some(known) = self.subscriptions.at(subscription) else { return Vec::new() };
         let mut runs = Vec::new();
-        for (run, skip) in behind {
-            for nth in skip..run.count {
+        for run in known.ready_runs(sequence.saturating_add(1), &self.log) {
+            for nth in 0..run.count {
                 if runs.len() == count_max {
                     return runs;
                 }

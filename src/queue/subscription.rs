@@ -361,26 +361,29 @@ impl Subscription {
         removed
     }
 
-    /// Runs that are ready, in the order in which they would be delivered.
-    pub(super) fn ready_runs<'a>(&'a self, log: &'a Log) -> impl Iterator<Item = Run> + 'a {
-        let mut back: VecDeque<Run> =
-            self.due.ready().flat_map(|portion| portion.stretches(log)).collect();
-        back.make_contiguous().sort_unstable_by_key(|run| run.sequence);
-        let (mut at, mut sequence) = (self.cursor, self.cursor_sequence);
+    /// Runs that are ready and not before `from`, in the order in which they would be delivered.
+    pub(super) fn ready_runs<'a>(
+        &'a self,
+        from: u64,
+        log: &'a Log,
+    ) -> impl Iterator<Item = Run> + 'a {
+        let mut sequence = from.max(self.cursor_sequence);
+        let mut at = log.seek(self.cursor, sequence);
+        let mut back = self.due.first_ready_from(from, log);
         std::iter::from_fn(move || {
             while let Some(end) = self.skips.end_of(sequence) {
                 (at, sequence) = (log.seek(at, end), end);
             }
-            let stop = self.skips.next_from(sequence).unwrap_or(u64::MAX);
-            let first_back = back.front().map_or(u64::MAX, |run| run.sequence);
-            if first_back < sequence {
-                return back.pop_front();
+            let first_back = back.map_or(u64::MAX, |run| run.sequence);
+            let stop = self.skips.next_from(sequence).unwrap_or(u64::MAX).min(first_back);
+            let records_max = stop.saturating_sub(sequence).min(u64::from(u32::MAX)) as u32;
+            let ahead = if records_max > 0 { log.run_at(at, records_max, u64::MAX) } else { None };
+            if let Some((run, next)) = ahead {
+                (at, sequence) = (next, run.sequence + u64::from(run.count));
+                return Some(run);
             }
-            let records_max = (stop.min(first_back) - sequence).min(u64::from(u32::MAX)) as u32;
-            let Some((run, next)) = log.run_at(at, records_max, u64::MAX) else {
-                return back.pop_front();
-            };
-            (at, sequence) = (next, run.sequence + u64::from(run.count));
+            let run = back?;
+            back = self.due.first_ready_from(run.sequence + u64::from(run.count), log);
             Some(run)
         })
     }

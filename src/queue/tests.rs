@@ -6,9 +6,15 @@ use super::*;
 use crate::base::chunk_pool::{ChunkPool, HeapSlabs, PoolShape};
 use crate::format::batch::BatchBuilder;
 use crate::format::record::Records;
+use crate::protocol::hot::NackKind;
 use crate::queue::memory::Budget;
 use crate::queue::policy::OnFull;
 use std::rc::Rc;
+
+mod dead_letters;
+mod leases;
+mod pulls;
+mod subscriptions;
 
 const NOBODY: Key = Key { index: 0, generation: 0 };
 
@@ -19,10 +25,15 @@ struct Bench {
     sequence: u64,
     subscription: Key,
     now: Now,
+    several: bool,
 }
 
 impl Bench {
     fn new(options: QueueOptions) -> Self {
+        Bench::with(options, SubscriptionOptions::default())
+    }
+
+    fn with(options: QueueOptions, asked: SubscriptionOptions) -> Self {
         let shape = PoolShape {
             slab_bytes: 1 << 20,
             class_bytes: vec![4096, 16384, 1 << 18, 1 << 20],
@@ -32,11 +43,11 @@ impl Bench {
         let mut memory = Memory::new(Budget::new(16 << 20, 1 << 20), pool);
         let mut queue =
             Queue::new("q", options, QueueBounds::default(), Wall(0), 1, &mut memory).unwrap();
-        let (now, asked) = (Now::default(), SubscriptionOptions::default());
+        let now = Now { mono: Mono(0), wall: Wall(1) };
         queue.create_subscription("default", asked, Start::Now, now, &mut memory).unwrap();
         let subscription = queue.subscription_key("default").unwrap();
         let producer = queue.open_producer(owner(1), 0, 1, &mut memory).unwrap().key;
-        Bench { queue, memory, producer, sequence: 1, subscription, now }
+        Bench { queue, memory, producer, sequence: 1, subscription, now, several: false }
     }
 
     fn publish(&mut self, bodies: &[&str]) -> Option<ErrorCode> {
@@ -59,6 +70,16 @@ impl Bench {
     }
 
     fn consumer(&mut self, handle: u32, credit_messages: u32, auto_ack: bool) -> ConsumerKey {
+        self.consumer_of(self.subscription, handle, credit_messages, auto_ack)
+    }
+
+    fn consumer_of(
+        &mut self,
+        subscription: Key,
+        handle: u32,
+        credit_messages: u32,
+        auto_ack: bool,
+    ) -> ConsumerKey {
         let credit_bytes = 1 << 20;
         let options = ConsumerOptions {
             auto_ack,
@@ -68,7 +89,7 @@ impl Bench {
             lease_ms: 0,
             unacked_max: 0,
         };
-        self.queue.open_consumer(self.subscription, owner(handle), options, &mut self.memory)
+        self.queue.open_consumer(subscription, owner(handle), options, &mut self.memory)
     }
 
     /// Everything that may be delivered now: handle, delivery id, attempts, body.
@@ -92,9 +113,43 @@ impl Bench {
         self.deliveries().into_iter().map(|(_, _, _, body)| body).collect()
     }
 
+    /// Another subscription.
+    fn subscribe(&mut self, name: &str, start: Start) -> Key {
+        self.several = true;
+        let (asked, now) = (SubscriptionOptions::default(), self.now);
+        let made = self.queue.create_subscription(name, asked, start, now, &mut self.memory);
+        assert_eq!(made, Ok(true));
+        self.queue.subscription_key(name).unwrap()
+    }
+
+    /// Time goes on by so many milliseconds, and what is due happens.
+    fn pass(&mut self, ms: u64) {
+        self.now.mono = self.now.mono.plus_ms(ms);
+        self.now.wall.0 += ms * 1000;
+        self.queue.handle_deadline(self.now, &mut self.memory);
+        self.check();
+    }
+
+    fn nack(&mut self, key: ConsumerKey, kind: NackKind, first: u64, last: u64) -> Acked {
+        let nack = NackRequest { kind, first, last, delay_ms: None, text: "no good" };
+        let nacked = self.queue.nack(key, &nack, self.now, &mut self.memory).unwrap();
+        self.check();
+        nacked
+    }
+
+    fn extend(&mut self, key: ConsumerKey, first: u64, last: u64, ms: u32) -> Acked {
+        self.queue.extend(key, first, last, ms, self.now, &mut self.memory).unwrap()
+    }
+
+    fn ack(&mut self, key: ConsumerKey, first: u64, last: u64) -> Acked {
+        self.queue.ack(key, first, last, &mut self.memory).unwrap()
+    }
+
     fn check(&self) {
         let counters = self.queue.counters();
-        assert_eq!(counters.published, counters.gone() + self.queue.messages());
+        if !self.several {
+            assert_eq!(counters.published, counters.gone() + self.queue.messages());
+        }
         for (_, subscription) in self.queue.subscriptions() {
             let counters = subscription.counters();
             assert_eq!(counters.entered, counters.gone() + subscription.messages());

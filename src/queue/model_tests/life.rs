@@ -13,6 +13,8 @@ use crate::queue::{MoveReason, NackRequest, Subscription};
 #[derive(Clone, Debug)]
 enum Step {
     Publish(Vec<usize>),
+    /// One for a single subscription.
+    Address(usize, usize),
     Credit(usize, u32, u64),
     Ack(usize, usize, usize),
     Nack(usize, usize, usize, NackKind, Option<u32>),
@@ -35,6 +37,7 @@ fn step() -> impl Strategy<Value = Step> {
     let start = prop_oneof![Just(Start::Now), Just(Start::Oldest)];
     prop_oneof![
         8 => vec(0..60usize, 1..9).prop_map(Step::Publish),
+        2 => (0..9usize, 0..60usize).prop_map(|(s, length)| Step::Address(s, length)),
         8 => (0..9usize, 1..9u32, 1..400u64).prop_map(|(who, m, b)| Step::Credit(who, m, b)),
         6 => (0..9usize, 0..4usize, 1..6usize).prop_map(|(who, at, n)| Step::Ack(who, at, n)),
         6 => (0..9usize, 0..4usize, 1..6usize, kind, delay)
@@ -230,6 +233,7 @@ impl Life {
     fn step(&mut self, step: &Step) {
         match *step {
             Step::Publish(ref lengths) => self.publish(lengths),
+            Step::Address(s, length) => self.address(s, length),
             Step::Credit(who, messages, bytes) => {
                 if let Some((s, t)) = self.taker(who) {
                     let taker = &mut self.subs[s].takers[t];
@@ -286,6 +290,26 @@ impl Life {
                 assert!(!nobody || refusal.code == ErrorCode::NoSubscription);
             }
         }
+    }
+
+    fn address(&mut self, s: usize, length: usize) {
+        let body = vec![7; length];
+        if self.subs.is_empty() || !self.subs.iter().all(|sub| self.fits(sub, &body)) {
+            return;
+        }
+        let index = s % self.subs.len();
+        let sub = &mut self.subs[index];
+        let mut builder = BatchBuilder::default();
+        builder.push(0, b"", &body);
+        let batch = builder.finish(0, 0, 1).to_vec();
+        let bytes = (RECORD_HEADER_BYTES + length) as u64;
+        let only = Some(sub.key);
+        self.queue.append(&batch, (1, bytes), only, 5, &mut self.memory).unwrap();
+        sub.held.insert(self.next_sequence, FRESH);
+        sub.counters.entered += 1;
+        self.bodies.insert(self.next_sequence, body);
+        self.next_sequence += 1;
+        self.published += 1;
     }
 
     fn bytes_of(&self, sequence: u64) -> u64 {
