@@ -12,7 +12,7 @@ use crate::protocol::wire;
 use crate::queue::consumer::ConsumerKey;
 use crate::shard::crossing::Crossing;
 use crate::shard::outbound::Outbound;
-use std::cell::Cell;
+use std::cell::RefCell;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +81,9 @@ pub struct Connection {
     pub at_end: bool,
     /// Whether it stands in the list of those to flush.
     pub flush_due: bool,
-    /// A delivery found it full: its consumers must be woken when it is not.
-    pub was_full: Cell<bool>,
+    /// Consumers that were passed over because it was full, in that order: in this order they are
+    /// woken when it is not, so that none of many waits for ever.
+    pub passed_over: RefCell<Vec<u32>>,
     /// Bytes charged to the budget.
     pub charged_bytes: usize,
     /// When bytes last came.
@@ -116,7 +117,7 @@ impl Connection {
             read_due: false,
             at_end: false,
             flush_due: false,
-            was_full: Cell::new(false),
+            passed_over: RefCell::default(),
             charged_bytes: 0,
             heard: now,
             frame_began: now,
@@ -152,6 +153,7 @@ impl Connection {
             + self.inbox.capacity()
             + self.out.capacity_bytes()
             + self.handles.capacity() * size_of::<(u32, Target)>()
+            + self.passed_over.borrow().capacity() * size_of::<u32>()
             + self.crossing.as_ref().map_or(0, |crossing| crossing.memory_bytes())
     }
 
@@ -186,6 +188,7 @@ impl Connection {
     /// Closes a handle, if it is open.
     pub fn close_handle(&mut self, handle: u32) -> Option<Target> {
         let index = self.handles.binary_search_by_key(&handle, |&(number, _)| number).ok()?;
+        self.passed_over.get_mut().retain(|&other| other != handle);
         Some(self.handles.remove(index).1)
     }
 

@@ -417,7 +417,7 @@ impl Core {
             return true;
         }
         let roomy = connection.out.unsent_bytes() < UNSENT_BYTES_SOFT / 2;
-        if roomy && connection.was_full.replace(false) {
+        if roomy && !connection.passed_over.get_mut().is_empty() {
             self.wake_consumers(key);
         }
         self.charge_connection(key);
@@ -427,8 +427,8 @@ impl Core {
     /// The connection's consumers were passed over while it was full: their turn again.
     pub(super) fn wake_consumers(&mut self, key: Key) {
         let Some(connection) = self.connections.at(key) else { return };
-        for &(_, target) in connection.handles() {
-            if let Target::Consumer { queue, consumer } = target
+        for handle in connection.passed_over.borrow_mut().drain(..) {
+            if let Some(Target::Consumer { queue, consumer }) = connection.target(handle)
                 && let Some(slot) = self.queues.at_mut(queue)
             {
                 slot.queue.handle_unstalled(consumer);

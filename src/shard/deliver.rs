@@ -56,7 +56,9 @@ impl Core {
                 connections.at(owner.connection).is_some_and(|connection| {
                     let full = connection.out.unsent_bytes() >= UNSENT_BYTES_SOFT
                         || (is_short && connection.stalled_since.is_some());
-                    connection.was_full.set(connection.was_full.get() | full);
+                    if full {
+                        connection.passed_over.borrow_mut().push(owner.handle);
+                    }
                     !full
                 })
             };

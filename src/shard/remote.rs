@@ -122,7 +122,7 @@ impl Core {
         let Some(remote) = self.connections.at_mut(key) else { return };
         remote.out.note_landed(bytes as usize);
         let roomy = remote.out.unsent_bytes() < UNSENT_BYTES_SOFT / 2;
-        if roomy && remote.was_full.replace(false) {
+        if roomy && !remote.passed_over.get_mut().is_empty() {
             self.wake_consumers(key);
         }
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::limits::{HANDLE_MAX, PULLS_WAITING_MAX};
+use crate::protocol::hot::CreditEntry;
 
 #[test]
 fn the_sooner_of_two_pulls_ends_first_and_both_in_time() {
@@ -119,4 +120,51 @@ fn totals_go_on_counting_what_deleted_queues_did() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn consumers_that_share_a_full_connection_take_turns() {
+    const QUEUES: u32 = 8;
+    let mut bench = Bench::new();
+    let (reader, writer) = (bench.open(), bench.open());
+    let body = vec![1; 100_000];
+    let name = |handle: u32| format!("q{handle}");
+    for handle in 1..=QUEUES {
+        bench.create(writer, &name(handle), wire::QueueOptionsT::default());
+        bench.producer(writer, &name(handle), handle, 0);
+        for sequence in 1..=4 {
+            bench.publish(writer, handle, sequence, &[&body]);
+        }
+    }
+    let mut published = [4; QUEUES as usize];
+    let mut brought = [0; QUEUES as usize];
+    let count = |frames: Vec<Frame>, brought: &mut [u64]| {
+        for (header, _) in frames {
+            if header.opcode == Opcode::Deliver as u8 {
+                brought[header.handle as usize - 1] += 1;
+            }
+        }
+    };
+    for handle in 1..=QUEUES {
+        count(bench.consumer(reader, &name(handle), handle, 1_000_000), &mut brought);
+    }
+    for handle in 1..=QUEUES {
+        let credit = CreditEntry { handle, messages: 0, bytes: 100_000_000 };
+        count(bench.frame(reader, Opcode::Credit, 0, &credit.encode()), &mut brought);
+    }
+    // Every queue is kept full, and the socket takes a little at a time.
+    for _ in 0..40 {
+        bench.core.begin_tick(bench.now);
+        bench.turn();
+        count(bench.sent(reader), &mut brought);
+        for handle in 1..=QUEUES {
+            let nth = handle as usize - 1;
+            while published[nth] < brought[nth] + 4 {
+                published[nth] += 1;
+                bench.publish(writer, handle, published[nth], &[&body]);
+            }
+        }
+    }
+    let (least, most) = (brought.iter().min().unwrap(), brought.iter().max().unwrap());
+    assert!(*least > 10 && *most < 2 * *least, "{brought:?}");
 }
