@@ -101,6 +101,8 @@ pub struct TargetArgs {
 pub enum ClientKind {
     /// The blocking client of the `forebay` crate
     Blocking,
+    /// The tokio client of the `forebay` crate, on a runtime of one thread
+    Tokio,
     /// The hand-written client of the baselines, so that the broker alone differs
     Wire,
 }

@@ -4,6 +4,7 @@ use crate::args::{ClientKind, Scenario, TargetArgs};
 use crate::integrity::IntegrityCounts;
 use crate::proc::{Spawned, pin_here};
 use crate::report::{LatencyFigures, Machine, ProcessorFigures, Report};
+use crate::targets::asynchronous::TokioWire;
 use crate::targets::blocking::BlockingWire;
 use crate::targets::forebay::{Control, unused_id};
 use crate::targets::nats::NatsWire;
@@ -152,12 +153,16 @@ fn throughput(
                         FastWire::connect_forebay(server, &queues.names, shape, args.attach)?;
                     scenario_throughput::run(plan, wire, target.pid, interrupt)
                 }
-                ClientKind::Blocking => {
+                ClientKind::Blocking | ClientKind::Tokio => {
                     let [queue] = &queues.names[..] else {
                         return Err(unfit("many queues need --client wire"));
                     };
                     if shape.subscriptions > 1 {
                         return Err(unfit("several subscriptions need --client wire"));
+                    }
+                    if args.client == ClientKind::Tokio {
+                        let wire = TokioWire::connect(server, queue, shape)?;
+                        return scenario_throughput::run(plan, wire, target.pid, interrupt);
                     }
                     let wire = BlockingWire::connect(server, queue, shape, args.busy_poll)?;
                     scenario_throughput::run(plan, wire, target.pid, interrupt)
@@ -191,6 +196,10 @@ fn latency(
                 ClientKind::Wire => {
                     let wire =
                         FastWire::connect_forebay(server, &queues.names, shape, args.attach)?;
+                    scenario_latency::run(plan, wire, target.pid, interrupt)
+                }
+                ClientKind::Tokio => {
+                    let wire = TokioWire::connect(server, &queues.names[0], shape)?;
                     scenario_latency::run(plan, wire, target.pid, interrupt)
                 }
                 ClientKind::Blocking => {

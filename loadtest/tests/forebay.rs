@@ -43,7 +43,7 @@ fn measure(line: &str) -> Value {
 
 #[test]
 fn every_message_of_many_clients_arrives() {
-    for client in ["wire", "blocking"] {
+    for client in ["wire", "blocking", "tokio"] {
         let clients = format!("--client {client} --producers 3 --consumers 2");
         for size in ["16 --count 30000", "1KiB --count 20000", "200KiB --count 200"] {
             let report = measure(&format!("throughput {clients} --size {size}"));
@@ -54,7 +54,7 @@ fn every_message_of_many_clients_arrives() {
 
 #[test]
 fn publishes_are_confirmed_one_by_one() {
-    for client in ["wire", "blocking"] {
+    for client in ["wire", "blocking", "tokio"] {
         let line = format!("throughput --client {client} --connections 8 --count 2000");
         assert_eq!(measure(&line)["confirmed"], 2000);
     }
@@ -62,7 +62,7 @@ fn publishes_are_confirmed_one_by_one() {
 
 #[test]
 fn what_is_due_is_sent_and_received() {
-    for client in ["wire", "blocking"] {
+    for client in ["wire", "blocking", "tokio"] {
         let line = format!("latency --client {client} --rate 2000 --duration 300ms --warmup 100ms");
         let report = measure(&line);
         assert_eq!((&report["sent"], &report["messages"]), (&800.into(), &600.into()));

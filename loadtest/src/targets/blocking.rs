@@ -85,7 +85,7 @@ impl BlockingWire {
     }
 }
 
-fn consumer_options(shape: Shape) -> ConsumerOptions {
+pub(super) fn consumer_options(shape: Shape) -> ConsumerOptions {
     let credit = shape.credit.clamp(256, CREDIT_MESSAGES_MAX as usize);
     let bytes = credit as u64 * (RECORD_HEADER_BYTES + shape.body_bytes) as u64;
     ConsumerOptions {
@@ -95,7 +95,7 @@ fn consumer_options(shape: Shape) -> ConsumerOptions {
     }
 }
 
-fn publisher_options(shape: Shape) -> PublisherOptions {
+pub(super) fn publisher_options(shape: Shape) -> PublisherOptions {
     let each = RECORD_HEADER_BYTES + shape.body_bytes;
     PublisherOptions {
         // A call of ours is a batch, which leaves at once.
@@ -107,7 +107,7 @@ fn publisher_options(shape: Shape) -> PublisherOptions {
     }
 }
 
-fn fault(error: ClientError) -> io::Error {
+pub(super) fn fault(error: ClientError) -> io::Error {
     io::Error::other(error)
 }
 

@@ -1,5 +1,6 @@
 //! What can be measured, behind one trait: the scenarios do the same work whatever the target.
 
+pub mod asynchronous;
 pub mod blocking;
 pub mod echo;
 pub mod forebay;

@@ -1,6 +1,7 @@
 //! A session against scripted frames, and against a small broker that is hostile by dice.
 
 mod hostile;
+mod hostile_consumer;
 mod leases;
 
 use super::*;
