@@ -51,8 +51,10 @@ enum Found {
 
 /// The message says nothing of where it came from.
 const NO_ORIGIN_REASON: &str = "no_origin";
-/// Messages that are looked at in one go.
-const LOOK_COUNT: usize = 64;
+/// Messages that are looked at in one go: to find the first of them takes longest.
+const LOOK_COUNT: usize = 1024;
+/// What a look counts for in the budget of a tick.
+const LOOK_BYTES: usize = 256;
 /// Bytes that redrives send in one tick.
 const REDRIVE_BYTES_PER_TICK: usize = 4 << 20;
 
@@ -154,8 +156,8 @@ impl Core {
             if job.ended || job.out.len() >= MOVES_MAX {
                 return;
             }
-            let count = LOOK_COUNT.min(MOVES_MAX - job.out.len());
-            let runs = queue.ready_behind(job.subscription, job.answer.last_sequence, count);
+            let after = job.answer.last_sequence;
+            let runs = queue.ready_behind(job.subscription, after, LOOK_COUNT);
             if runs.is_empty() {
                 job.answer.finished = true;
                 job.ended = true;
@@ -177,6 +179,10 @@ impl Core {
             return false;
         }
         let Some(slot) = self.queues.at_mut(job.queue) else { return false };
+        *budget = budget.saturating_sub(LOOK_BYTES);
+        if job.out.len() >= MOVES_MAX || *budget == 0 {
+            return false;
+        }
         job.look_left -= 1;
         let found = job.judge(&slot.queue, run);
         let (target, only, message) = match found {
@@ -195,7 +201,10 @@ impl Core {
         match slot.queue.begin_redrive(subscription, sequence, &mut self.memory) {
             Ok(true) => job.answer.last_sequence = sequence,
             // It is ready no more.
-            Ok(false) => return true,
+            Ok(false) => {
+                job.answer.last_sequence = sequence;
+                return true;
+            }
             Err(_) => {
                 job.note_refused(ErrorCode::MemoryLimit.name());
                 job.ended = true;
@@ -204,7 +213,7 @@ impl Core {
         }
         job.move_left -= 1;
         job.out.push(sequence);
-        *budget = budget.saturating_sub(message.bytes().max(1024));
+        *budget = budget.saturating_sub(message.bytes());
         let key = MoveKey { shard: self.config.shard, queue: job.queue, subscription, sequence };
         self.send_move(Move { key, target, makes_target: false, only, message }, now);
         *budget > 0

@@ -397,3 +397,62 @@ fn a_drain_ends_although_dead_letters_wait_for_their_target() {
     while bench.core.poll_flush().is_some() {}
     assert!(bench.core.is_drained(bench.now));
 }
+
+#[test]
+fn a_long_redrive_is_many_requests_and_each_has_its_bounds() {
+    let (mut bench, key) = bench_with(default_options());
+    bench.create(key, "q.dead", wire::QueueOptionsT::default());
+    bench.producer(key, "q.dead", 101, 0);
+    // Dead letters that say where they are from, made by hand: every tenth is wanted.
+    let batches = 15;
+    for batch in 0..batches {
+        let mut builder = BatchBuilder::default();
+        for nth in 0..1000 {
+            let mut properties = crate::format::properties::PropertiesBuilder::default();
+            properties.header(dead_letter::QUEUE, b"q").unwrap();
+            properties.header(b"kind", if nth % 10 == 0 { b"good" } else { b"bad!" }).unwrap();
+            builder.push(0, properties.bytes(), b"x");
+        }
+        let publish = builder.finish(0, 0, batch * 1000 + 1).to_vec();
+        bench.frame(key, Opcode::Publish, 101, &publish);
+    }
+    let mut body = wire::RedriveT {
+        filter_key: Some("kind".into()),
+        filter_value: Some("good".into()),
+        ..redrive("q.dead")
+    };
+    let answer = redriven(bench.redrive(key, body.clone()));
+    assert_eq!((answer.messages, answer.last_sequence, answer.finished), (1000, 9991, false));
+    body.after_sequence = answer.last_sequence;
+    let answer = redriven(bench.redrive(key, body.clone()));
+    assert_eq!((answer.messages, answer.last_sequence, answer.finished), (500, 15_000, true));
+    let dead = bench.subscription(key, "q.dead", "default");
+    assert_eq!((dead.ready, dead.redriven), (13_500, 1500));
+    // Nothing is wanted: it looks at so many and no more.
+    (body.after_sequence, body.filter_value) = (0, Some("none such".into()));
+    let answer = redriven(bench.redrive(key, body));
+    assert_eq!((answer.messages, answer.finished), (0, false));
+    assert_eq!(answer.last_sequence, 11_112, "of every ten nine are left");
+}
+
+#[test]
+fn a_redrive_ends_where_its_target_takes_no_more() {
+    let (mut bench, key) = bench_with(default_options());
+    for sequence in 0..3 {
+        bench.publish(key, 100, sequence * 100 + 1, &[&b"x"[..]; 100]);
+    }
+    bench.nack(key, 1, NackKind::Rejected, (1, 300));
+    bench.settle();
+    let options = wire::QueueOptionsT { messages_max: 10, ..Default::default() };
+    bench.create(key, "small", options);
+    let body = wire::RedriveT { target: Some("small".into()), ..redrive("q.dead") };
+    let answer = redriven(bench.redrive(key, body));
+    assert_eq!((answer.messages, answer.refused, answer.finished), (10, 64, false));
+    assert_eq!((answer.last_sequence, answer.reason.as_deref()), (74, Some("queue_messages_max")));
+    let dead = bench.subscription(key, "q.dead", "default");
+    assert_eq!((dead.ready, dead.redriven, dead.dead_lettering), (290, 10, 0));
+    // The refused ones stand where they stood.
+    let got = deliveries(&bench.consumer(key, "q.dead", 2, 1), 2);
+    assert_eq!(got.len(), 1);
+    assert_eq!(bench.describe(key, "q.dead").first_sequence, 1);
+}
