@@ -76,6 +76,9 @@ pub struct Queue {
     /// Consumers whose subscription is gone, not yet polled.
     closed: VecDeque<(Owner, ErrorCode)>,
     prng: Prng,
+    /// What subscriptions have in flight or on its way, once it was asked for and as long as none
+    /// of them was touched: many messages are dropped by one look.
+    busy: Option<Vec<(u64, u64)>>,
     producers: SlotMap<Producer>,
     known: KnownProducers,
     counters: Counters,
@@ -140,6 +143,7 @@ impl Queue {
             turn: 0,
             closed: VecDeque::new(),
             prng: Prng::new(seed),
+            busy: None,
             producers: SlotMap::default(),
             known: KnownProducers::default(),
             counters: Counters::default(),
@@ -545,6 +549,7 @@ impl Queue {
         key: Key,
         memory: &'a mut Memory,
     ) -> Option<(&'a mut Subscription, Parts<'a>)> {
+        self.busy = None;
         let parts = Parts {
             log: &mut self.log,
             counters: &mut self.counters,

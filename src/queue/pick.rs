@@ -21,7 +21,11 @@ impl Queue {
         memory: &mut Memory,
     ) -> u64 {
         let several = self.turns.len() > 1;
-        let busy = if several { self.busy() } else { Vec::new() };
+        let busy = match self.busy.take() {
+            Some(busy) => busy,
+            None if several => self.find_busy(),
+            None => Vec::new(),
+        };
         // Each message more may make another one full.
         let count_max = if several { 1 } else { count_max };
         let options = self.options;
@@ -30,7 +34,11 @@ impl Queue {
             ErrorCode::QueueBytesMax => subscription.bytes() + needed_bytes > options.bytes_max,
             _ => true,
         };
-        let Some(run) = self.find_oldest(full, &busy) else { return 0 };
+        let oldest = self.find_oldest(full, &busy);
+        let Some(run) = oldest else {
+            self.busy = several.then_some(busy);
+            return 0;
+        };
         let count = self.log.front_count(&run, count_max, bytes_max);
         let run = self.log.part(&run, 0, count);
         let mut dropped = 0;
@@ -38,6 +46,8 @@ impl Queue {
             let Some((subscription, mut parts)) = self.parts(key, memory) else { continue };
             dropped += subscription.drop_run(&run, &mut parts);
         }
+        // Nothing of what was dropped was in it.
+        self.busy = several.then_some(busy);
         dropped
     }
 
@@ -65,7 +75,7 @@ impl Queue {
     }
 
     /// What any subscription has in flight or on its way, as ranges `(first, end)`, ordered.
-    fn busy(&self) -> Vec<(u64, u64)> {
+    fn find_busy(&self) -> Vec<(u64, u64)> {
         let all = self.each().flat_map(|subscription| {
             let [in_flight, _, dead] = subscription.held();
             in_flight.into_iter().chain(dead).flat_map(Portion::sequences)

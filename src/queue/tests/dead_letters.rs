@@ -94,6 +94,18 @@ fn those_that_can_never_go_hold_up_no_other() {
 }
 
 #[test]
+fn one_that_was_refused_is_tried_again_though_new_ones_keep_coming() {
+    let (mut bench, consumer) = rejecting(100);
+    bench.nack(consumer, NackKind::Rejected, 1, 1);
+    assert_eq!(bench.sent(), [1]);
+    bench.moved(1, Err("queue_messages_max"));
+    bench.pass(1000);
+    bench.nack(consumer, NackKind::Rejected, 2, 100);
+    let sent = bench.sent();
+    assert_eq!((sent.len(), sent.contains(&1)), (MOVES_MAX, true));
+}
+
+#[test]
 fn dead_letters_are_neither_purged_nor_dropped_nor_delivered() {
     let (mut bench, consumer) = rejecting(2);
     bench.nack(consumer, NackKind::Rejected, 1, 2);
