@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 mod dead_letters;
 mod leases;
+mod moved;
 mod pulls;
 mod subscriptions;
 
