@@ -255,7 +255,15 @@ impl Config {
     /// The first thing that is wrong.
     pub fn new(settings: &Settings, machine: Machine) -> Result<Config, ConfigError> {
         let memory_limit_bytes = memory_limit(settings, machine)?;
-        let shards = shards(settings, memory_limit_bytes)?.unwrap_or(1);
+        let pin = settings.read("pin", cores)?.unwrap_or_default();
+        let shards = match shards(settings, memory_limit_bytes)? {
+            Some(shards) => shards,
+            None => shards_default(machine, pin.len(), memory_limit_bytes),
+        };
+        if !pin.is_empty() && pin.len() < shards as usize {
+            let reason = format!("{} cores for {shards} shards: name one for each", pin.len());
+            return Err(settings.wrong("pin", reason));
+        }
         let listen = settings.read("listen", address)?;
         let config = Config {
             listen: match listen {
@@ -268,7 +276,7 @@ impl Config {
             memory_limit_bytes,
             message_bytes_max: message_bytes_max(settings, memory_limit_bytes, shards)?,
             shards,
-            pin: settings.read("pin", |text| cores(text, shards))?.unwrap_or_default(),
+            pin,
             token: settings.read("token", token)?,
             insecure: settings.read("insecure", switch)?.unwrap_or(false),
             connections_max: settings
@@ -373,6 +381,14 @@ fn shards(settings: &Settings, memory_limit_bytes: u64) -> Result<Option<u32>, C
     })
 }
 
+/// One for each core that was named, or may be used, as far as memory is enough for them.
+fn shards_default(machine: Machine, pinned: usize, memory_limit_bytes: u64) -> u32 {
+    let cores = if pinned > 0 { pinned } else { machine.cores };
+    let cores = u32::try_from(cores).unwrap_or(SHARDS_MAX).clamp(1, SHARDS_MAX);
+    let enough_for = memory_limit_bytes / MEMORY_LIMIT_BYTES_MIN as u64;
+    u32::try_from(enough_for).unwrap_or(SHARDS_MAX).clamp(1, cores)
+}
+
 /// Half of what there is, unless said.
 fn memory_limit(settings: &Settings, machine: Machine) -> Result<u64, ConfigError> {
     let smallest = MEMORY_LIMIT_BYTES_MIN as u64;
@@ -435,16 +451,12 @@ fn data_dir(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("no directory is named".to_owned()) } else { Ok(text.into()) }
 }
 
-fn cores(text: &str, shards: u32) -> Result<Vec<usize>, String> {
+fn cores(text: &str) -> Result<Vec<usize>, String> {
     if text.is_empty() {
         return Ok(Vec::new());
     }
     let cores: Result<Vec<usize>, _> = text.split(',').map(|core| core.trim().parse()).collect();
-    let cores = cores.map_err(|_| format!("`{text}` is not a list of cores, such as 0 or 0,1"))?;
-    if cores.len() < shards as usize {
-        return Err(format!("{} cores for {shards} shards: name one for each", cores.len()));
-    }
-    Ok(cores)
+    cores.map_err(|_| format!("`{text}` is not a list of cores, such as 0 or 0,1"))
 }
 
 fn token(text: &str) -> Result<String, String> {

@@ -109,12 +109,13 @@ fn file_and_environment_count_and_unknown_keys_are_named() {
 fn a_flood_beyond_open_files_is_shed_and_the_broker_recovers() {
     const FILES: u64 = 48;
     let place = tempfile::tempdir().unwrap();
-    let broker = Broker::start_in(forebay_with_files(FILES), &place.path().join("data"), &[]);
+    let data_dir = place.path().join("data");
+    let broker = Broker::start_in(forebay_with_files(FILES), &data_dir, &["--shards", "1"]);
     let mut witness = Peer::open(broker.address);
     let mut flood: Vec<TcpStream> =
         (0..300).map(|_| TcpStream::connect(broker.address).unwrap()).collect();
     // Who is not served hears it (the end, a reset, a refusal), though nothing was sent. All have
-    // heard when the one who came last has, for they are taken in order.
+    // heard when the one who came last has, for a shard takes them in order.
     let is_served = |stream: &mut TcpStream, wait_ms| {
         stream.set_read_timeout(Some(Duration::from_millis(wait_ms))).unwrap();
         let read = stream.read(&mut [0; 1]);

@@ -38,7 +38,7 @@ fn number(body: &[u8]) -> u64 {
 
 #[test]
 fn messages_come_back_as_they_were_published() {
-    let broker = Broker::start(&[]);
+    let broker = Broker::start(&["--shards", "1"]);
     broker.create("q", &QueueOptions::default());
     let publisher = Publisher::open(&broker.options(), "q", PublisherOptions::default()).unwrap();
     let sizes = [0, 1, 100, 65_000, 262_000, 262_008, 262_009, 1_000_000, 5_000_001];

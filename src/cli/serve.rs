@@ -32,7 +32,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SIZE")]
     message_bytes_max: Option<String>,
 
-    /// Threads that serve, each with connections and queues of its own [default: 1]
+    /// Threads that serve, each with connections and queues of its own [default: the
+    /// cores that it may use, at most 16]
     #[arg(long, value_name = "N")]
     shards: Option<String>,
 

@@ -26,7 +26,7 @@ fn the_defaults() {
     assert_eq!(config.data_dir, PathBuf::from("./forebay-data"));
     assert_eq!(config.memory_limit_bytes, 4 << 30);
     assert_eq!(config.message_bytes_max, 16 << 20);
-    assert_eq!(config.shards, 1);
+    assert_eq!(config.shards, 4);
     assert_eq!(config.pin, Vec::<usize>::new());
     assert_eq!(config.token, None);
     assert!(!config.insecure && !config.busy_poll);
@@ -40,6 +40,20 @@ fn a_small_machine_gets_the_smallest_limit_and_smaller_messages() {
     let config = Config::new(&Settings::default(), machine).unwrap();
     assert_eq!(config.memory_limit_bytes, 16 << 20);
     assert_eq!(config.message_bytes_max, 2 << 20);
+}
+
+#[test]
+fn there_is_a_shard_for_each_core_as_far_as_memory_goes() {
+    let shards = |cores, pairs: &[(&str, &str)]| {
+        let machine = Machine { memory_bytes: 8 << 30, cores };
+        Config::new(&flags(pairs), machine).unwrap().shards
+    };
+    assert_eq!(shards(1, &[]), 1);
+    assert_eq!(shards(3, &[]), 3);
+    assert_eq!(shards(64, &[]), 16);
+    assert_eq!(shards(8, &[("memory_limit", "40MiB")]), 2);
+    assert_eq!(shards(8, &[("pin", "3,5")]), 2);
+    assert_eq!(shards(2, &[("shards", "5")]), 5);
 }
 
 #[test]
@@ -139,17 +153,19 @@ fn a_token_that_is_nearer_takes_back_an_insecure_that_is_farther() {
 
 #[test]
 fn messages_must_fit_their_share_of_memory() {
-    let settings = flags(&[("memory_limit", "64MiB"), ("message_bytes_max", "9MiB")]);
+    let settings =
+        flags(&[("shards", "1"), ("memory_limit", "64MiB"), ("message_bytes_max", "9MiB")]);
     let text = refused(&settings);
     for part in ["message_bytes_max 9MiB", "memory_limit 64MiB", "8MiB"] {
         assert!(text.contains(part), "{part} is not in: {text}");
     }
-    let settings = flags(&[("memory_limit", "64MiB"), ("message_bytes_max", "8MiB")]);
+    let settings =
+        flags(&[("shards", "1"), ("memory_limit", "64MiB"), ("message_bytes_max", "8MiB")]);
     assert_eq!(Config::new(&settings, MACHINE).unwrap().message_bytes_max, 8 << 20);
     let text = refused(&flags(&[("memory_limit", "4GiB"), ("message_bytes_max", "65MiB")]));
     assert!(text.contains("64MiB"), "{text}");
     let config = Config::new(&flags(&[("memory_limit", "32MiB")]), MACHINE).unwrap();
-    assert_eq!(config.message_bytes_max, 4 << 20);
+    assert_eq!((config.shards, config.message_bytes_max), (2, 2 << 20));
 }
 
 #[test]
