@@ -168,3 +168,21 @@ impl ShardThread {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_that_panics_is_named() {
+        let (sender, words) = sync_channel(2);
+        let mouth = Mouth { nth: 3, sender, outcome: Err(ServeError::Fault(3)) };
+        let thread = std::thread::spawn(move || {
+            let _mouth = mouth;
+            panic!("as a fault of our own would");
+        });
+        let error = Threads { words, handles: vec![thread] }.join().unwrap_err();
+        assert_eq!(error.to_string(), "the broker ended by a fault of its own: shard 3 panicked");
+        assert_eq!(error.exit_code(), 1);
+    }
+}
