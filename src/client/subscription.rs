@@ -1,6 +1,6 @@
 //! Options of subscriptions, and how they are written: back-off rules as people type them.
 
-use crate::base::units::{UnitError, parse_duration};
+use crate::base::units::{UnitError, parse_duration, show_duration};
 use crate::client::ClientError;
 use crate::limits::{
     ATTEMPTS_MAX, BACKOFF_LIST_MAX, BACKOFF_MS_MAX, EXPIRES_AFTER_MS_MAX, EXPIRES_AFTER_MS_MIN,
@@ -99,7 +99,7 @@ pub(crate) fn lease_ms(lease: Duration) -> Result<u32, ClientError> {
     if (u128::from(LEASE_MS_MIN)..=u128::from(LEASE_MS_MAX)).contains(&ms) {
         Ok(ms as u32)
     } else {
-        Err(bad("lease", format!("{lease:?} is not 100 ms to 12 h")))
+        Err(bad("lease", format!("{} is not 100 ms to 12 h", show_duration(lease))))
     }
 }
 

@@ -140,7 +140,6 @@ impl ErrorCode {
                 | E::WindowExceeded
                 | E::QueueMessagesMax
                 | E::QueueBytesMax
-                | E::NoSubscription
                 | E::OutOfOrder
                 | E::ChecksumMismatch
                 | E::Timeout

@@ -195,8 +195,7 @@ impl Queue {
         }
         if nobody {
             let text = format!("queue `{}` has no subscription; nobody would get it", self.name);
-            let refused = Refused::new(ErrorCode::NoSubscription, text);
-            return Err(Refused { retry_after_ms: BLOCK_RETRY_MS, ..refused });
+            return Err(Refused::new(ErrorCode::NoSubscription, text));
         }
         if header.priority != 0 || batch.broker_tags & UNSUPPORTED_TAGS != 0 {
             let text = "priority, key, deliver_at, expires_at and dedup_id are not supported yet";
