@@ -29,11 +29,22 @@ impl Core {
             self.make_queue(name, options, &subscriptions, &subscription_options)?;
             return Ok(Some(Answer::QueueDone(wire::QueueDoneT { created: true })));
         };
-        if *slot.queue.options() == options {
-            return Ok(Some(Answer::QueueDone(wire::QueueDoneT { created: false })));
+        // Who says nothing of subscriptions takes the queue as it is.
+        let asked = body.subscription_options.is_some().then_some(&subscription_options);
+        let named = body.subscriptions.as_ref().is_some_and(|names| !names.is_empty());
+        let names = if named || asked.is_some() { &subscriptions[..] } else { &[] };
+        let other = if *slot.queue.options() != options {
+            Some("with other options".to_owned())
+        } else {
+            other_subscription(&slot.queue, names, asked)
+        };
+        match other {
+            None => Ok(Some(Answer::QueueDone(wire::QueueDoneT { created: false }))),
+            Some(other) => {
+                let text = format!("queue `{name}` exists {other}; update or delete it");
+                Err(Refused::new(ErrorCode::QueueExists, text))
+            }
         }
-        let text = format!("queue `{name}` exists with other options; update or delete it");
-        Err(Refused::new(ErrorCode::QueueExists, text))
     }
 
     /// A new queue with these subscriptions; all of it or nothing.
@@ -139,6 +150,24 @@ impl Core {
 }
 
 /// The subscriptions that a queue is made with.
+/// What a queue that exists has other than asked: it may have more subscriptions, not fewer.
+fn other_subscription(
+    queue: &Queue,
+    names: &[&str],
+    options: Option<&SubscriptionOptions>,
+) -> Option<String> {
+    names.iter().find_map(|&name| {
+        let key = queue.subscription_key(name);
+        match key.and_then(|key| queue.subscription(key)) {
+            None => Some(format!("without a subscription `{name}`")),
+            Some(held) if options.is_some_and(|asked| held.options() != asked) => {
+                Some(format!("with other options of its subscription `{name}`"))
+            }
+            Some(_) => None,
+        }
+    })
+}
+
 fn subscription_names(body: &wire::QueueCreateT) -> Result<Vec<&str>, Refused> {
     let names: Vec<&str> = match &body.subscriptions {
         Some(names) if !names.is_empty() => names.iter().map(String::as_str).collect(),

@@ -134,6 +134,12 @@ fn what_cannot_be_is_refused_and_explained() {
     }
     assert_eq!(broker.ok(&["dlq", "show", "q"]).text(), "no dead letters are ready\n");
     broker.ok(&["dlq", "redrive", "q"]);
+    // What exists is taken as it is, unless something else is asked of it.
+    broker.ok(&["queue", "create", "q"]);
+    let other = broker.run(&["queue", "create", "q", "--lease", "9s"], b"").expect(1);
+    told(&other, "with other options of its subscription `default`");
+    let other = broker.run(&["queue", "create", "q", "--subscription", "audit"], b"").expect(1);
+    told(&other, "without a subscription `audit`");
     // Nobody would get it, and nobody waits for ever.
     broker.ok(&["subscription", "delete", "q", "default"]);
     told(&broker.run(&["publish", "q", "x"], b"").expect(1), "has no subscription");

@@ -122,7 +122,9 @@ impl Connection {
             name: queue.into(),
             options: Some(Box::new(options.to_wire())),
             subscriptions: (!names.is_empty()).then_some(names),
-            subscription_options: Some(Box::new(subscription_options.to_wire())),
+            // Where nothing is asked, a queue that exists is taken as it is.
+            subscription_options: (*subscription_options != SubscriptionOptions::default())
+                .then(|| Box::new(subscription_options.to_wire())),
         });
         match self.ask(&request, Twice::Yes)? {
             Answer::QueueDone(done) => Ok(done.created),

@@ -113,10 +113,19 @@ fn zero_means_the_default_and_the_default_may_be_named() {
         Answer::QueueDone(done) => assert!(!done.created),
         other => panic!("{other:?}"),
     }
-    // A queue that is there keeps the subscriptions that it has.
-    match bench.create_with(key, "q", &["other"], wire::SubscriptionOptionsT::default()) {
-        Answer::QueueDone(done) => assert!(!done.created),
-        other => panic!("{other:?}"),
+    // A queue that is there is the same only with the subscriptions that are asked for.
+    let shorter = wire::SubscriptionOptionsT { lease_ms: 5000, ..Default::default() };
+    for (names, options, expected) in [
+        (&["default"][..], wire::SubscriptionOptionsT::default(), None),
+        (&[], wire::SubscriptionOptionsT::default(), None),
+        (&[], shorter, Some(ErrorCode::QueueExists)),
+        (&["other"], wire::SubscriptionOptionsT::default(), Some(ErrorCode::QueueExists)),
+    ] {
+        match (bench.create_with(key, "q", names, options), expected) {
+            (Answer::QueueDone(done), None) => assert!(!done.created),
+            (answer, Some(code)) => assert_eq!(code_of(&answer), code),
+            other => panic!("{other:?}"),
+        }
     }
     assert_eq!(bench.describe(key, "q").subscriptions, 1);
 }
