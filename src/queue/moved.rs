@@ -94,7 +94,9 @@ impl MovedMessage {
             let tags = properties::walk(block).map_while(Result::ok);
             tags.filter_map(|(number, _)| Tag::from_u8(number)).any(Tag::concerns_broker)
         };
-        if builder.fits(properties.len() + body_bytes) {
+        // What came in fragments goes in fragments: chunks may be too small for the whole.
+        let in_one = body.len() <= 1 || body_bytes == 0;
+        if in_one && builder.fits(properties.len() + body_bytes) {
             let flags = if concerns(&properties) { record::BROKER_PROPERTIES } else { 0 };
             builder.push(flags, &properties, &body.concat());
             let batches = vec![builder.finish(0, 0, 1).into()];

@@ -5,10 +5,12 @@ use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::Opcode;
 use crate::protocol::wire;
 use crate::sim::body::recognise;
-use crate::sim::consumer::AckAsked;
+use crate::sim::lease::SettleAsked;
 use crate::sim::link::Link;
+use crate::sim::rules::{Feed, Role};
 use crate::sim::trace::Cover;
 use crate::sim::{Checked, Stage};
+use crate::sim::{letter, requests};
 
 /// What a correlation stands for.
 #[derive(Debug)]
@@ -23,8 +25,8 @@ pub enum Asked {
     OpenConsumer(u32),
     /// The end of a handle.
     Close,
-    /// An ack.
-    Ack(AckAsked),
+    /// An ack, nack or extend.
+    Settle(SettleAsked),
     /// A pull of the consumer with this handle, which knows more.
     Pull(u32),
     /// A pull whose consumer was closed meanwhile.
@@ -45,6 +47,16 @@ pub enum Asked {
     List,
     /// The broker's figures.
     Stats,
+    /// The creation of a subscription; whether with other options than it has.
+    CreateSubscription(Feed, bool),
+    /// New options for a subscription.
+    UpdateSubscription(Feed),
+    /// The end of a subscription; whether by force.
+    DeleteSubscription(Feed, bool),
+    /// A description of a subscription, or of all of a queue.
+    DescribeSubscription,
+    /// A redrive of so many dead letters of a queue at most.
+    Redrive(usize, u32),
     /// Something that must be refused with this code.
     Refusal(ErrorCode),
 }
@@ -55,7 +67,7 @@ pub fn ask(stage: &mut Stage, link: &mut Link, correlation: u32) -> Asked {
     let universe = &stage.universe;
     let plan = &stage.plan.queues[nth];
     let name = plan.name.clone();
-    let roll = universe.range(0, 99);
+    let roll = universe.range(0, 139);
     let (request, asked) = match roll {
         0..10 if plan.purged => {
             (Request::QueuePurge(wire::QueuePurgeT { name, subscription: None }), Asked::Purge(nth))
@@ -93,25 +105,41 @@ pub fn ask(stage: &mut Stage, link: &mut Link, correlation: u32) -> Asked {
                 Asked::Create(nth, true),
             )
         }
-        _ => create(stage, nth),
+        85..100 if plan.role != Role::SelfMade => create(stage, nth),
+        _ => requests::draw(stage),
     };
     link.request(0, correlation, &request);
     asked
 }
 
-/// Asks for the end of the n-th queue, at the end of the run.
-pub fn delete(stage: &Stage, link: &mut Link, correlation: u32, nth: usize) -> Asked {
-    let name = stage.plan.queues[nth].name.clone();
-    let body = wire::QueueDeleteT { name, if_empty: false };
-    link.request(0, correlation, &Request::QueueDelete(body));
-    Asked::Delete(nth)
+/// Something that is missing, or at the end of the run something that is still there: the request
+/// that mends it.
+pub fn odd(stage: &Stage) -> Option<(Request, Asked)> {
+    let queues = 0..stage.plan.queues.len();
+    if stage.demolishing {
+        let nth = queues.into_iter().find(|&nth| stage.model.exists(nth))?;
+        let name = stage.plan.queues[nth].name.clone();
+        let body = wire::QueueDeleteT { name, if_empty: false };
+        return Some((Request::QueueDelete(body), Asked::Delete(nth)));
+    }
+    let missing =
+        |&nth: &usize| stage.plan.queues[nth].role != Role::SelfMade && !stage.model.exists(nth);
+    if let Some(nth) = queues.into_iter().find(missing) {
+        return Some(create(stage, nth));
+    }
+    let missing = |feed: &Feed| stage.model.exists(feed.queue) && !stage.model.feed_exists(*feed);
+    stage.plan.feeds().find(missing).map(|feed| requests::create(stage, feed))
 }
 
 /// The request that makes a queue of the plan.
 pub fn create(stage: &Stage, nth: usize) -> (Request, Asked) {
     let plan = &stage.plan.queues[nth];
     let options = Some(Box::new(plan.options.clone()));
-    let body = wire::QueueCreateT { name: plan.name.clone(), options, ..Default::default() };
+    let at_start = plan.subscriptions.iter().filter(|of| of.at_start);
+    let subscriptions = Some(at_start.map(|of| of.name.clone()).collect());
+    let subscription_options = Some(Box::new(plan.rules.options.clone()));
+    let name = plan.name.clone();
+    let body = wire::QueueCreateT { name, options, subscriptions, subscription_options };
     (Request::QueueCreate(body), Asked::Create(nth, false))
 }
 
@@ -214,13 +242,15 @@ pub fn judge(stage: &mut Stage, asked: Asked, answer: Answer) -> Checked {
             if stats.connections_refused > 0 {
                 universe.cover(Cover::ConnectionsMax);
             }
-            // The shards are asked one after the other.
+            // The shards are asked one after the other, and what connections hold back is not taken
+            // from the budget first.
             let limit = stats.memory_limit_bytes;
-            if stats.memory_used_bytes > limit + limit / 10 * u64::from(stats.shards - 1) {
+            let most = limit + limit / 10 * u64::from(stats.shards) + (1 << 20);
+            if stats.memory_used_bytes > most {
                 return Err(format!("over the memory limit: {stats:?}"));
             }
         }
-        _ => return Err(format!("{asked:?} was answered by {answer:?}")),
+        (asked, answer) => return requests::judge(stage, asked, answer),
     }
     Ok(())
 }
@@ -258,7 +288,7 @@ fn judge_error(stage: &Stage, asked: &Asked, error: &wire::ErrorT) -> Checked {
             | Asked::Delete(_),
             ErrorCode::QueueNotFound,
         ) => true,
-        _ => false,
+        (asked, code) => requests::may_fail(stage, asked, code),
     };
     match wanted {
         true => Ok(()),
@@ -279,13 +309,14 @@ fn judge_peek(stage: &Stage, nth: usize, peeked: &wire::PeekedMessagesT) -> Chec
         let properties = message.properties.as_deref().unwrap_or(&[]);
         if body.len() as u64 == message.body_bytes {
             let identity = recognise(properties, body)?;
-            stage.model.glimpsed(nth, identity)?;
+            let letter = letter::read(properties)?;
+            stage.model.glimpsed(nth, identity, letter.as_ref(), &stage.plan)?;
         }
     }
     Ok(())
 }
 
-fn judge_description(shown: &wire::QueueDescriptionT) -> Checked {
+pub(super) fn judge_description(shown: &wire::QueueDescriptionT) -> Checked {
     let counters = &shown.counters;
     let gone = counters.acked
         + counters.dead_lettered
@@ -293,8 +324,11 @@ fn judge_description(shown: &wire::QueueDescriptionT) -> Checked {
         + counters.dropped_oldest
         + counters.dropped_newest
         + counters.purged
-        + counters.lost_damaged;
-    match counters.published == gone + shown.ready + shown.in_flight + shown.delayed {
+        + counters.lost_damaged
+        + counters.redriven;
+    let held = shown.ready + shown.in_flight + shown.delayed + shown.dead_lettering;
+    // With several subscriptions more messages leave than came.
+    match shown.subscriptions != 1 || counters.published <= gone + held {
         true => Ok(()),
         false => Err(format!("a description that does not add up: {shown:?}")),
     }

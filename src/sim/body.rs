@@ -4,6 +4,7 @@
 use crate::base::prng::Prng;
 use crate::format::properties::{self, PropertiesBuilder, Tag};
 use crate::format::{u32_at, u64_at};
+use crate::sim::letter::is_mark;
 
 /// Who made a message, and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,7 +60,7 @@ pub fn compose(identity: Identity, body_bytes: usize, large: bool) -> Message {
 }
 
 /// Finds out whose message it is and that each of its bytes is right. Where the properties say how
-/// long the body is, that is checked too.
+/// long the body is, that is checked too. What a dead letter says of itself may stand there.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -78,8 +79,9 @@ pub fn recognise(properties: &[u8], body: &[u8]) -> Result<Identity, String> {
     let identity = Identity { producer: u32_at(front, 0), number: u64_at(front, 4) };
     let message = compose(identity, body.len(), false);
     let total = Tag::BodyBytesTotal as u8;
-    let is_own =
-        |property: &Result<(u8, _), _>| property.as_ref().map_or(0, |pair| pair.0) != total;
+    let is_own = |property: &Result<(u8, &[u8]), _>| {
+        property.as_ref().map_or(true, |(tag, value)| *tag != total && !is_mark(*tag, value))
+    };
     let found = properties::walk(properties).filter(is_own);
     if message.body != body || !found.eq(properties::walk(message.properties.bytes())) {
         return Err(format!("message {identity:?} is damaged"));

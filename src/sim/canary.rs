@@ -1,12 +1,16 @@
-//! A planted bug, to see that the checkers see: a network that now and then hands the broker a
-//! batch whose messages have changed places, with a checksum that fits. To the clients it looks as
-//! if the broker had lost the order of what it confirmed.
+//! Planted bugs, to see that the checkers see. To the clients it looks as if the broker had them,
+//! but it is the network that meddles with what goes through it.
+//!
+//! - [`CanaryWorld`]: now and then a batch's messages change places, with a checksum that fits: the
+//!   broker has lost the order of what it confirmed
+//! - [`LateCanaryWorld`]: the broker takes acks of leases that have ended
 
 use crate::format::batch::{self, Batch, BatchHeader};
 use crate::format::record::Records;
 use crate::io::{Accepted, Net, NetEvent, ReadOutcome, Socket, World, WriteOutcome};
 use crate::limits::{BATCH_HEADER_BYTES, FRAME_HEADER_BYTES, PREAMBLE_BYTES, RECORD_HEADER_BYTES};
 use crate::protocol::frame::{FrameHeader, Opcode};
+use crate::protocol::hot::AckDone;
 use crate::sim::clock::SimClock;
 use crate::sim::disk::SimDisk;
 use crate::sim::net::{Detached, SimNet};
@@ -15,7 +19,7 @@ use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::time::Duration;
 
-/// The world with the bug.
+/// See the module.
 pub struct CanaryWorld;
 
 impl World for CanaryWorld {
@@ -26,11 +30,34 @@ impl World for CanaryWorld {
 
 impl SimulatedWorld for CanaryWorld {
     fn net(net: SimNet) -> CanaryNet {
-        CanaryNet { net, follows: BTreeMap::new() }
+        CanaryNet { net, bug: Bug::Order, follows: BTreeMap::new() }
     }
 }
 
-/// Where the next frame of a socket begins.
+/// See the module.
+pub struct LateCanaryWorld;
+
+impl World for LateCanaryWorld {
+    type Net = CanaryNet;
+    type Disk = SimDisk;
+    type Clock = SimClock;
+}
+
+impl SimulatedWorld for LateCanaryWorld {
+    fn net(net: SimNet) -> CanaryNet {
+        CanaryNet { net, bug: Bug::LateAcks, follows: BTreeMap::new() }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bug {
+    /// What goes to the broker changes.
+    Order,
+    /// What comes from it.
+    LateAcks,
+}
+
+/// Where the next frame of a socket begins, in one direction.
 pub struct Follow {
     /// Bytes until then.
     skip: usize,
@@ -38,37 +65,46 @@ pub struct Follow {
     head: Vec<u8>,
 }
 
+impl Follow {
+    fn new() -> Follow {
+        Follow { skip: PREAMBLE_BYTES, head: Vec::new() }
+    }
+
+    /// Finds the frames that begin in `bytes` and end there too, and shows them to `see`: opcode
+    /// and payload.
+    fn walk(&mut self, bytes: &mut [u8], mut see: impl FnMut(u8, &mut [u8])) {
+        let mut at = 0;
+        while at < bytes.len() {
+            let skipped = self.skip.min(bytes.len() - at);
+            at += skipped;
+            self.skip -= skipped;
+            let wanted = FRAME_HEADER_BYTES - self.head.len();
+            let head = &bytes[at..bytes.len().min(at + wanted)];
+            self.head.extend_from_slice(head);
+            at += head.len();
+            let Some(header) = self.head.first_chunk() else { return };
+            let Ok(header) = FrameHeader::decode(header) else { return };
+            self.head.clear();
+            self.skip = header.payload_bytes as usize;
+            if let Some(payload) = bytes.get_mut(at..at + self.skip) {
+                see(header.opcode, payload);
+            }
+        }
+    }
+}
+
 /// See the module.
 pub struct CanaryNet {
     net: SimNet,
+    bug: Bug,
     follows: BTreeMap<Socket, Follow>,
 }
 
-impl CanaryNet {
-    /// Follows the frames of a socket, and meddles with a publish that is wholly here.
-    fn meddle(&mut self, socket: Socket, bytes: &mut [u8]) {
-        let fresh = || Follow { skip: PREAMBLE_BYTES, head: Vec::new() };
-        let follow = self.follows.entry(socket).or_insert_with(fresh);
-        let mut at = 0;
-        while at < bytes.len() {
-            let skipped = follow.skip.min(bytes.len() - at);
-            at += skipped;
-            follow.skip -= skipped;
-            let wanted = FRAME_HEADER_BYTES - follow.head.len();
-            let head = &bytes[at..bytes.len().min(at + wanted)];
-            follow.head.extend_from_slice(head);
-            at += head.len();
-            let Some(header) = follow.head.first_chunk() else { return };
-            let Ok(header) = FrameHeader::decode(header) else { return };
-            follow.head.clear();
-            follow.skip = header.payload_bytes as usize;
-            if header.opcode == Opcode::Publish as u8
-                && let Some(payload) = bytes.get_mut(at..at + follow.skip)
-                && self.net.universe().chance(20)
-            {
-                swap_records(payload);
-            }
-        }
+/// An answer to acks says that all of them came in time.
+fn forgive(payload: &mut [u8]) {
+    if let Some(done) = AckDone::decode(payload) {
+        let forgiven = AckDone { acked: done.acked + done.late, late: 0 };
+        payload.copy_from_slice(&forgiven.encode());
     }
 }
 
@@ -109,14 +145,36 @@ impl Net for CanaryNet {
 
     fn read(&mut self, socket: Socket, buffer: &mut [u8]) -> ReadOutcome {
         let outcome = self.net.read(socket, buffer);
-        if let ReadOutcome::Bytes(bytes) = outcome {
-            self.meddle(socket, &mut buffer[..bytes]);
+        if let (ReadOutcome::Bytes(bytes), Bug::Order) = (&outcome, self.bug) {
+            let net = &self.net;
+            let follow = self.follows.entry(socket).or_insert_with(Follow::new);
+            follow.walk(&mut buffer[..*bytes], |opcode, payload| {
+                if opcode == Opcode::Publish as u8 && net.universe().chance(20) {
+                    swap_records(payload);
+                }
+            });
         }
         outcome
     }
 
     fn write(&mut self, socket: Socket, slices: &[IoSlice<'_>]) -> WriteOutcome {
-        self.net.write(socket, slices)
+        if self.bug != Bug::LateAcks {
+            return self.net.write(socket, slices);
+        }
+        let mut bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+        let follow = self.follows.entry(socket).or_insert_with(Follow::new);
+        // What the socket does not take comes once more.
+        let mut whole = Follow { skip: follow.skip, head: follow.head.clone() };
+        whole.walk(&mut bytes, |opcode, payload| {
+            if opcode == Opcode::AckDone as u8 {
+                forgive(payload);
+            }
+        });
+        let outcome = self.net.write(socket, &[IoSlice::new(&bytes)]);
+        if let WriteOutcome::Bytes(taken) = outcome {
+            follow.walk(&mut bytes[..taken], |_, _| {});
+        }
+        outcome
     }
 
     fn close(&mut self, socket: Socket) {

@@ -25,6 +25,8 @@ struct Member<W: SimulatedWorld> {
     status: Status,
     /// When it runs at the latest; `None`: not before somebody wakes it.
     due_ns: Option<u64>,
+    /// When it last began to run.
+    ticked_ns: u64,
 }
 
 /// See the module.
@@ -59,7 +61,7 @@ impl<W: SimulatedWorld> Cluster<W> {
                 };
                 shard.join(Arc::clone(&office), Arc::clone(&rings), Box::new(wake));
             }
-            Member { shard, commands, status: Status::Running, due_ns: Some(0) }
+            Member { shard, commands, status: Status::Running, due_ns: Some(0), ticked_ns: 0 }
         };
         let members = (0..shards).map(member).collect();
         let universe = Rc::clone(universe);
@@ -95,11 +97,11 @@ impl<W: SimulatedWorld> Cluster<W> {
         }
     }
 
-    /// Lets some of the shards run.
+    /// Lets some of the shards run. Returns a time up to which all have done what was due.
     ///
     /// # Errors
     /// If one sleeps that has something to do.
-    pub fn tick(&mut self) -> Checked {
+    pub fn tick(&mut self) -> Checked<u64> {
         let count = self.members.len();
         let times = if count > 1 { 1 + self.universe.below(count as u64) } else { 1 };
         for _ in 0..times {
@@ -107,7 +109,7 @@ impl<W: SimulatedWorld> Cluster<W> {
                 self.tick_one(nth)?;
             }
         }
-        Ok(())
+        Ok(self.members.iter().map(|member| member.ticked_ns).min().unwrap_or(0))
     }
 
     fn is_ready(&self, nth: usize) -> bool {
@@ -143,6 +145,7 @@ impl<W: SimulatedWorld> Cluster<W> {
             universe.event("shard", nth as u64, now_ns);
         }
         let member = &mut self.members[nth];
+        member.ticked_ns = now_ns;
         member.status = member.shard.tick().map_err(|error| format!("tick: {error}"))?;
         let now_ns = universe.mono().0;
         member.due_ns = member.shard.wait().map(|wait| now_ns + wait.as_nanos() as u64);

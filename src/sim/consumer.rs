@@ -3,22 +3,28 @@
 
 use crate::base::checksum::crc32c;
 use crate::format::record::{self, Records};
-use crate::limits::RUN_RECORDS_MAX;
+use crate::limits::{LEASE_MS_DEFAULT, LEASE_MS_MAX, RUN_RECORDS_MAX};
 use crate::protocol::control::Request;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::Opcode;
 use crate::protocol::hot::{
-    AckRange, CreditEntry, DELIVER_FRAGMENT, DELIVER_REDELIVERED, DeliverHeader, Pull,
+    AckRange, CreditEntry, DELIVER_FRAGMENT, DELIVER_REDELIVERED, DeliverHeader, ExtendRange, Nack,
+    NackKind, NackRange, Pull,
 };
 use crate::protocol::wire;
-use crate::sim::body::{Identity, recognise};
+use crate::sim::body::recognise;
+use crate::sim::lease::{Lease, SettleAsked, Settled, Verb, Verdict};
+use crate::sim::letter;
 use crate::sim::link::Link;
-use crate::sim::model::{Holder, Seen};
+use crate::sim::model::{At, Holder, Seen};
+use crate::sim::net::LineId;
 use crate::sim::peer::PATIENCE_MS;
 use crate::sim::producer::Phase;
+use crate::sim::rules::{Feed, Role};
 use crate::sim::trace::Cover;
 use crate::sim::{Checked, Stage};
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 struct Partial {
     delivery_id: u64,
@@ -36,8 +42,8 @@ struct WaitingPull {
 
 /// See the module.
 pub struct Consumer {
-    /// Index of its queue.
-    pub queue: usize,
+    /// Its subscription.
+    pub feed: Feed,
     /// Handle on its connection.
     pub handle: u32,
     /// Where the handle stands.
@@ -50,9 +56,17 @@ pub struct Consumer {
     generation: u64,
     holder: Holder,
     next_delivery: u64,
-    /// Unacked deliveries: their sequences.
-    held: BTreeMap<u64, u64>,
-    /// Deliveries that an ack was sent for.
+    /// When it was asked for.
+    asked_ns: u64,
+    /// Milliseconds of its leases; 0: the subscription's.
+    lease_ms: u32,
+    unacked_max: u32,
+    /// Of its frames about deliveries, so many in a thousand are nacks, and extend.
+    nack_share: u64,
+    extend_share: u64,
+    /// Unacked deliveries.
+    held: BTreeMap<u64, Lease>,
+    /// Deliveries that an ack or nack was sent for.
     done: Vec<u64>,
     credit_messages: i64,
     credit_bytes: i64,
@@ -66,50 +80,28 @@ pub struct Consumer {
     alone: bool,
 }
 
-/// What an ack frame asked for, to be compared with its answer.
-#[derive(Clone, Debug, Default)]
-pub struct AckAsked {
-    /// Deliveries that must be ended by it, and such as were ended before.
-    pub acked: u64,
-    /// See above.
-    pub late: u64,
-    /// Queue and generation of all its consumers, so that a deleted queue excuses the broker.
-    pub generations: Vec<(usize, u64)>,
-    /// What becomes acked with the answer.
-    pub entries: Vec<(usize, u64, Holder)>,
-}
-
 impl Consumer {
     /// One that is not open yet.
-    pub fn new(stage: &Stage, queue: usize, handle: u32, line: crate::sim::net::LineId) -> Self {
+    pub fn new(stage: &Stage, feed: Feed, handle: u32, line: LineId) -> Self {
         let universe = &stage.universe;
         Consumer {
-            queue,
-            handle,
-            phase: Phase::Closed(0),
-            auto_ack: stage.plan.queues[queue].auto_acks && universe.chance(400),
+            auto_ack: stage.plan.queues[feed.queue].auto_acks && universe.chance(400),
             checksum: universe.chance(500),
             pulls_only: universe.chance(300),
             slow: universe.chance(200),
             alone: false,
-            generation: 0,
-            holder: Holder { line, serial: 0 },
-            next_delivery: 1,
-            held: BTreeMap::new(),
-            done: Vec::new(),
-            credit_messages: 0,
-            credit_bytes: 0,
-            pulls: VecDeque::new(),
-            pulled: 0,
-            partial: None,
-            first_sequence: 0,
+            lease_ms: [0, 0, 100, 500, 20_000][universe.index(5)],
+            unacked_max: [0, 0, 1 + universe.skewed(20) as u32][universe.index(3)],
+            nack_share: [0, 0, 150, 600][universe.index(4)],
+            extend_share: [0, 0, 300][universe.index(3)],
+            ..Consumer::for_the_rest(feed, handle, line)
         }
     }
 
     /// One that takes all there is: for the end of a run.
-    pub fn for_the_rest(queue: usize, handle: u32, line: crate::sim::net::LineId) -> Self {
+    pub fn for_the_rest(feed: Feed, handle: u32, line: LineId) -> Self {
         Consumer {
-            queue,
+            feed,
             handle,
             phase: Phase::Closed(0),
             auto_ack: false,
@@ -120,6 +112,11 @@ impl Consumer {
             generation: 0,
             holder: Holder { line, serial: 0 },
             next_delivery: 1,
+            asked_ns: 0,
+            lease_ms: LEASE_MS_MAX,
+            unacked_max: 0,
+            nack_share: 0,
+            extend_share: 0,
             held: BTreeMap::new(),
             done: Vec::new(),
             credit_messages: 0,
@@ -134,9 +131,9 @@ impl Consumer {
     /// What it waits for, for the report of a run that does not end.
     pub fn describe(&self) -> String {
         format!(
-            "consumer {} of queue {}: {:?}, {} held, credit {} {}, {} pulls",
+            "consumer {} of {:?}: {:?}, {} held, credit {} {}, {} pulls",
             self.handle,
-            self.queue,
+            self.feed,
             self.phase,
             self.held.len(),
             self.credit_messages,
@@ -151,29 +148,47 @@ impl Consumer {
     pub fn open(&mut self, stage: &mut Stage, link: &mut Link, correlation: u32) {
         let universe = &stage.universe;
         self.phase = Phase::Opening;
-        self.generation = stage.model.generation(self.queue);
+        self.generation = stage.model.feed_generation(self.feed);
+        self.asked_ns = universe.mono().0;
         let pushes = !self.pulls_only;
         let credit_messages = if pushes { universe.skewed(100) as u32 } else { 0 };
         let credit_bytes = if pushes { universe.skewed(50_000) } else { 0 };
         self.holder = Holder { line: link.line, serial: stage.serial() };
         (self.next_delivery, self.first_sequence) = (1, 0);
         (self.credit_messages, self.credit_bytes) = (credit_messages.into(), credit_bytes as i64);
+        let name = stage.plan.subscription(self.feed).name.clone();
+        let is_default = name == "default";
         let body = wire::ConsumerOpenT {
-            queue: stage.plan.queues[self.queue].name.clone(),
-            subscription: stage.universe.chance(500).then(|| "default".to_owned()),
+            queue: stage.plan.queues[self.feed.queue].name.clone(),
+            subscription: (!is_default || stage.universe.chance(500)).then_some(name),
             auto_ack: self.auto_ack,
             checksum: self.checksum,
             credit_messages,
             credit_bytes,
-            ..Default::default()
+            lease_ms: self.lease_ms,
+            unacked_max: self.unacked_max,
         };
         link.request(self.handle, correlation, &Request::ConsumerOpen(body));
     }
 
     /// The handle is open.
-    pub fn opened(&mut self, stage: &mut Stage) {
+    ///
+    /// # Errors
+    /// If its leases are others than were asked for.
+    pub fn opened(&mut self, stage: &mut Stage, body: &wire::ConsumerOpenedT) -> Checked {
         self.phase = Phase::Open;
-        self.generation = stage.model.opened(self.queue, self.generation);
+        self.generation = stage.model.feed_opened(self.feed, self.generation);
+        let rules = &stage.plan.queues[self.feed.queue].rules;
+        let wanted = match (self.lease_ms, rules.options.lease_ms) {
+            (0, 0) => LEASE_MS_DEFAULT,
+            (0, of_subscription) => of_subscription,
+            (own, _) => own,
+        };
+        if body.lease_ms != wanted && !(rules.updated && self.lease_ms == 0) {
+            return Err(format!("a consumer with leases of {} for {wanted}", body.lease_ms));
+        }
+        self.lease_ms = body.lease_ms;
+        Ok(())
     }
 
     /// The handle could not be opened, for a reason that may pass.
@@ -184,6 +199,10 @@ impl Consumer {
         self.closed(stage);
         match code {
             ErrorCode::QueueNotFound | ErrorCode::MemoryLimit | ErrorCode::Draining => Ok(()),
+            ErrorCode::SubscriptionNotFound => {
+                stage.universe.cover(Cover::SubscriptionNotFound);
+                Ok(())
+            }
             _ => Err(format!("a consumer could not be opened: {code} {text}")),
         }
     }
@@ -208,8 +227,8 @@ impl Consumer {
 
     /// What it holds is no longer only its own.
     pub fn let_go(&mut self, stage: &mut Stage) {
-        for sequence in std::mem::take(&mut self.held).into_values() {
-            stage.model.let_go(self.queue, sequence, self.holder);
+        for lease in std::mem::take(&mut self.held).into_values() {
+            stage.model.let_go(self.feed, lease.at, self.holder);
         }
     }
 
@@ -242,9 +261,13 @@ impl Consumer {
         for (nth, record) in Records::new(records).enumerate() {
             self.spend(1, record.header.record_bytes() as i64)?;
             let sequence = header.base_sequence + u64::from(record.header.sequence_delta);
-            let identity = recognise(record.properties, record.body)?;
-            let delivery_id = header.delivery_id + nth as u64;
-            self.take(stage, delivery_id, sequence, identity, header.attempts, intact)?;
+            let at = Delivery {
+                delivery_id: header.delivery_id + nth as u64,
+                sequence,
+                attempts: header.attempts,
+                intact,
+            };
+            self.take(stage, &at, record.properties, record.body)?;
         }
         self.next_delivery += count as u64;
         Ok(())
@@ -282,11 +305,15 @@ impl Consumer {
             self.partial = Some(partial);
             return Ok(());
         }
-        let identity = recognise(&partial.properties, &partial.body)?;
-        let sequence = header.base_sequence + u64::from(record.header.sequence_delta);
+        let at = Delivery {
+            delivery_id: header.delivery_id,
+            sequence: header.base_sequence + u64::from(record.header.sequence_delta),
+            attempts: header.attempts,
+            intact,
+        };
         stage.universe.cover(Cover::Jumbo);
         self.next_delivery += 1;
-        self.take(stage, header.delivery_id, sequence, identity, header.attempts, intact)
+        self.take(stage, &at, &partial.properties, &partial.body)
     }
 
     fn expect_delivery(&self, delivery_id: u64) -> Checked {
@@ -315,13 +342,15 @@ impl Consumer {
     fn take(
         &mut self,
         stage: &mut Stage,
-        delivery_id: u64,
-        sequence: u64,
-        identity: Identity,
-        attempts: u16,
-        intact: bool,
+        at: &Delivery,
+        properties: &[u8],
+        body: &[u8],
     ) -> Checked {
-        if attempts == 1 || self.alone {
+        let Delivery { delivery_id, sequence, attempts, intact } = *at;
+        let (identity, letter) = (recognise(properties, body)?, letter::read(properties)?);
+        // What a redrive could not move is ready again at its old place, and delivered late.
+        let is_work = stage.plan.queues[self.feed.queue].role == Role::Work;
+        if is_work && (attempts == 1 || self.alone) {
             if sequence <= self.first_sequence {
                 return Err(format!("{sequence} came after {}", self.first_sequence));
             }
@@ -330,16 +359,31 @@ impl Consumer {
         if attempts > 1 {
             stage.universe.cover(Cover::Returned);
         }
-        let (queue, generation, auto_ack) = (self.queue, self.generation, self.auto_ack);
+        let (feed, generation, auto_ack) = (self.feed, self.generation, self.auto_ack);
+        let Stage { model, plan, universe, .. } = stage;
         if !auto_ack && (!intact || self.phase != Phase::Open) {
-            return stage.model.glimpsed(queue, identity);
+            return model.glimpsed(feed.queue, identity, letter.as_ref(), plan);
         }
-        let seen = Seen { queue, generation, sequence, identity, attempts, auto_ack };
-        stage.model.delivered(&seen, self.holder, &stage.universe)?;
+        let (now_ns, lease_ns) = (universe.mono().0, u64::from(self.lease_ms) * 1_000_000);
+        let begun_ns = self.asked_ns.max(model.sent_ns(identity));
+        let lease = Lease {
+            at: At { sequence, attempts },
+            may_end_ns: begun_ns + lease_ns,
+            ends_ns: now_ns + lease_ns,
+            extends: 0,
+        };
+        let may_end_ns = lease.may_end_ns;
+        let seen =
+            Seen { feed, generation, sequence, identity, letter, attempts, auto_ack, may_end_ns };
+        model.delivered(&seen, self.holder, plan, universe)?;
         if auto_ack {
-            stage.universe.cover(Cover::AutoAck);
-        } else {
-            self.held.insert(delivery_id, sequence);
+            universe.cover(Cover::AutoAck);
+            return Ok(());
+        }
+        self.held.insert(delivery_id, lease);
+        let held = self.held.values().filter(|lease| lease.may_end_ns > now_ns).count();
+        if self.unacked_max > 0 && held > self.unacked_max as usize {
+            return Err(format!("{held} are unacked, {} may be", self.unacked_max));
         }
         Ok(())
     }
@@ -417,15 +461,43 @@ impl Consumer {
         }
     }
 
-    /// Adds ranges of what it holds to an ack frame, now and then with something done before.
-    pub fn ack(&mut self, stage: &mut Stage, asked: &mut AckAsked, ranges: &mut Vec<AckRange>) {
-        if self.phase != Phase::Open || (self.slow && !stage.winding_down && stage.whim(800)) {
-            return;
-        }
+    /// What its next frame about deliveries asks for.
+    pub fn next_verb(&self, stage: &Stage) -> Verb {
         let universe = &stage.universe;
+        if stage.whim(self.nack_share) {
+            // Dead letters of the last grave have nowhere to go.
+            let own = stage.plan.queues[self.feed.queue].rules.graveyard == self.feed.queue;
+            let kind = match universe.range(0, 9) {
+                0..2 => NackKind::Returned,
+                2..5 if !own => NackKind::Rejected,
+                _ => NackKind::Failed,
+            };
+            let delay = || [0, 1, universe.skewed(1000) as u32][universe.index(3)];
+            return Verb::Nack(kind, universe.chance(400).then(delay));
+        }
+        if stage.whim(self.extend_share) {
+            return Verb::Extend([0, 100, 1000][universe.index(3)]);
+        }
+        Verb::Ack
+    }
+
+    /// Takes ranges of what it holds for a frame that asks for `verb`, now and then with something
+    /// settled before. `text` is what a nack says.
+    pub fn settle(
+        &mut self,
+        stage: &mut Stage,
+        verb: Verb,
+        text: Option<u64>,
+        asked: &mut SettleAsked,
+    ) -> Vec<(u64, u64)> {
+        let mut ranges = Vec::new();
+        if self.phase != Phase::Open || (self.slow && !stage.winding_down && stage.whim(800)) {
+            return ranges;
+        }
+        let universe = Rc::clone(&stage.universe);
         let all = stage.winding_down || universe.chance(300);
         for _ in 0..if all { 50 } else { 1 + universe.skewed(4) } {
-            if self.held.is_empty() {
+            if self.held.is_empty() || (matches!(verb, Verb::Extend(_)) && !ranges.is_empty()) {
                 break;
             }
             let nth = if all { 0 } else { universe.index(self.held.len()) };
@@ -435,20 +507,102 @@ impl Consumer {
             while last - first + 1 < longest && self.held.contains_key(&(last + 1)) {
                 last += 1;
             }
-            ranges.push(AckRange { handle: self.handle, first, last });
-            asked.acked += last - first + 1;
+            ranges.push((first, last));
             for delivery_id in first..=last {
-                let sequence = self.held.remove(&delivery_id).expect("it is held");
-                stage.model.ack_sent(self.queue, sequence, self.holder);
-                asked.entries.push((self.queue, sequence, self.holder));
-                self.done.push(delivery_id);
+                self.settle_one(stage, delivery_id, verb, text, asked);
             }
         }
         if !self.done.is_empty() && stage.whim(30) {
             let delivery_id = self.done[stage.universe.index(self.done.len())];
             asked.late += 1;
-            ranges.push(AckRange { handle: self.handle, first: delivery_id, last: delivery_id });
+            ranges.push((delivery_id, delivery_id));
         }
-        asked.generations.push((self.queue, self.generation));
+        asked.generations.push((self.feed, self.generation));
+        ranges
+    }
+
+    fn settle_one(
+        &mut self,
+        stage: &mut Stage,
+        delivery_id: u64,
+        verb: Verb,
+        text: Option<u64>,
+        asked: &mut SettleAsked,
+    ) {
+        let (feed, generation, holder) = (self.feed, self.generation, self.holder);
+        let lease = self.held.get_mut(&delivery_id).expect("it is held");
+        let (before, at) = (*lease, lease.at);
+        match verb {
+            Verb::Ack => stage.model.ack_sent(feed, at, holder),
+            Verb::Nack(kind, _) => {
+                stage.model.nack_sent((feed, generation), at, holder, kind, text);
+            }
+            Verb::Extend(lease_ms) => {
+                let own_ms = if lease_ms == 0 { self.lease_ms } else { lease_ms };
+                let may_end_ns = stage.universe.mono().plus_ms(own_ms.into()).0;
+                lease.may_end_ns = lease.may_end_ns.min(may_end_ns);
+                lease.ends_ns = u64::MAX;
+                lease.extends += 1;
+                stage.model.lease(feed, at, holder, lease.may_end_ns);
+            }
+        }
+        if !matches!(verb, Verb::Extend(_)) {
+            self.held.remove(&delivery_id);
+            self.done.push(delivery_id);
+        }
+        let handle = self.handle;
+        let settled =
+            Settled { feed, generation, holder, handle, delivery_id, lease: before, verb };
+        asked.deliveries.push(settled);
+    }
+
+    /// An extension was answered.
+    pub fn extended(&mut self, stage: &mut Stage, of: &Settled, verdict: Verdict, sent_ns: u64) {
+        let (Verb::Extend(lease_ms), true) = (of.verb, of.holder == self.holder) else { return };
+        let Some(lease) = self.held.get_mut(&of.delivery_id) else { return };
+        if lease.extends != of.lease.extends + 1 || of.lease.ends_ns == u64::MAX {
+            return;
+        }
+        let own_ms = if lease_ms == 0 { self.lease_ms } else { lease_ms };
+        let lease_ns = u64::from(own_ms) * 1_000_000;
+        let now_ns = stage.universe.mono().0;
+        match verdict {
+            Verdict::InTime => {
+                (lease.may_end_ns, lease.ends_ns) = (sent_ns + lease_ns, now_ns + lease_ns);
+                stage.universe.cover(Cover::Extended);
+                stage.model.lease(self.feed, lease.at, self.holder, lease.may_end_ns);
+            }
+            Verdict::Late => lease.ends_ns = of.lease.ends_ns.min(now_ns),
+            Verdict::Unknown => lease.ends_ns = of.lease.ends_ns.max(now_ns + lease_ns),
+        }
+    }
+}
+
+/// Where a delivery stands.
+struct Delivery {
+    delivery_id: u64,
+    sequence: u64,
+    attempts: u16,
+    /// The connection is as it should be.
+    intact: bool,
+}
+
+/// The payload of a frame about `ranges` of consumers.
+pub fn encode_settle(verb: Verb, text: Option<u64>, ranges: &[(u32, u64, u64)]) -> Vec<u8> {
+    match verb {
+        Verb::Ack => {
+            let range = |&(handle, first, last)| AckRange { handle, first, last }.encode();
+            ranges.iter().flat_map(range).collect()
+        }
+        Verb::Extend(lease_ms) => {
+            let range =
+                |&(handle, first, last)| ExtendRange { handle, lease_ms, first, last }.encode();
+            ranges.iter().flat_map(range).collect()
+        }
+        Verb::Nack(kind, delay_ms) => {
+            let range = |&(handle, first, last)| NackRange { handle, kind, first, last, delay_ms };
+            let text = text.map_or(String::new(), |number| format!("nack {number}"));
+            Nack { ranges: ranges.iter().map(range).collect(), text: &text }.encode()
+        }
     }
 }

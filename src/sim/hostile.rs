@@ -1,12 +1,14 @@
 //! Clients that do it wrong: each sends one thing that no client may, and must get the answer that
 //! docs/PROTOCOL.md names, while nobody else notices.
 
-use crate::limits::{CREDIT_MESSAGES_MAX, FRAME_HEADER_BYTES};
+use crate::limits::{BACKOFF_MS_MAX, CREDIT_MESSAGES_MAX, FRAME_HEADER_BYTES, LEASE_MS_MAX};
 use crate::protocol::control::{Answer, Request};
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::{FrameHeader, Opcode, preamble};
-use crate::protocol::hot::{AckRange, CreditEntry};
+use crate::protocol::hot::{CreditEntry, NackKind};
 use crate::protocol::wire;
+use crate::sim::consumer::encode_settle;
+use crate::sim::lease::Verb;
 use crate::sim::link::Link;
 use crate::sim::net::LineState;
 use crate::sim::trace::Cover;
@@ -246,6 +248,10 @@ impl Hostile {
                     done = true;
                 }
                 Outcome::Refused(..) if got == Some(ErrorCode::QueueNotFound) => done = true,
+                // Subscriptions come and go as well.
+                Outcome::Refused(..) if got == Some(ErrorCode::SubscriptionNotFound) => {
+                    done = true;
+                }
                 _ if got == Some(ErrorCode::MemoryLimit) => done = true,
                 _ if got == Some(ErrorCode::ConnectionsMax) => done = true,
                 _ if got == Some(ErrorCode::Draining) => done = true,
@@ -326,8 +332,8 @@ fn after_hello(stage: &Stage, link: &mut Link) -> Outcome {
             Outcome::Fatal(ErrorCode::BadFrame, Cover::BadFrame)
         }
         _ => {
-            let opcode = [Opcode::Ack, Opcode::Credit, Opcode::Pull][universe.index(3)];
-            link.send(opcode, 1, 5, &[1; 13]);
+            let opcodes = [Opcode::Ack, Opcode::Credit, Opcode::Pull, Opcode::Nack, Opcode::Extend];
+            link.send(opcodes[universe.index(5)], 1, 5, &[1; 13]);
             Outcome::Fatal(ErrorCode::BadFrame, Cover::BadFrame)
         }
     }
@@ -340,18 +346,10 @@ fn bad_request(stage: &mut Stage, link: &mut Link) -> Outcome {
     let queue = stage.plan.queues[nth].name.clone();
     let universe = &stage.universe;
     let consumer = |handle: u32, link: &mut Link| {
-        let body = wire::ConsumerOpenT {
-            queue: queue.clone(),
-            subscription: None,
-            auto_ack: false,
-            checksum: false,
-            credit_messages: 0,
-            credit_bytes: 0,
-            ..Default::default()
-        };
+        let body = wire::ConsumerOpenT { queue: queue.clone(), ..Default::default() };
         link.request(handle, 2, &Request::ConsumerOpen(body));
     };
-    match universe.range(0, 6) {
+    match universe.range(0, 7) {
         0 => {
             link.send(Opcode::Publish, 3, 0, &[0; 100]);
             Outcome::Refused(ErrorCode::UnknownHandle, Cover::UnknownHandle)
@@ -375,11 +373,26 @@ fn bad_request(stage: &mut Stage, link: &mut Link) -> Outcome {
         4 => {
             consumer(1, link);
             let (first, last) = [(1, 1), (0, 0), (5, 2), (1, u64::MAX)][universe.index(4)];
-            let range = AckRange { handle: 1, first, last };
-            link.send(Opcode::Ack, 0, universe.range(0, 1) as u32 * 8, &range.encode());
+            let verb = [
+                Verb::Ack,
+                Verb::Nack(NackKind::Rejected, None),
+                Verb::Nack(NackKind::Failed, Some(5)),
+                Verb::Extend(0),
+            ][universe.index(4)];
+            let payload = encode_settle(verb, None, &[(1, first, last)]);
+            link.send(verb.opcode(), 0, universe.range(0, 1) as u32 * 8, &payload);
             Outcome::Refused(ErrorCode::NeverDelivered, Cover::NeverDelivered)
         }
         5 => {
+            consumer(1, link);
+            let verb = match universe.chance(500) {
+                true => Verb::Nack(NackKind::Failed, Some(BACKOFF_MS_MAX + 1)),
+                false => Verb::Extend([1, LEASE_MS_MAX + 1][universe.index(2)]),
+            };
+            link.send(verb.opcode(), 0, 8, &encode_settle(verb, None, &[(1, 1, 1)]));
+            Outcome::Refused(ErrorCode::BadOption, Cover::BadOption)
+        }
+        6 => {
             consumer(1, link);
             link.send(Opcode::ProducerClose, 1, 8, &[]);
             Outcome::Refused(ErrorCode::UnknownHandle, Cover::UnknownHandle)

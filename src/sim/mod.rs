@@ -4,9 +4,11 @@
 //! - `world`, `clock`, `net`, `disk`: the world behind the seam of `io`
 //! - `cluster`: the broker's shards, and which of them runs next
 //! - `trace`: the hash over all events, and what a run has met
-//! - `plan`: what a seed draws before the first step
-//! - `body`, `link`: messages that prove themselves; a client's end of a connection
-//! - `peer`, `producer`, `consumer`, `admin`: a well-behaved client, frame by frame
+//! - `plan`, `rules`: what a seed draws before the first step
+//! - `body`, `letter`, `link`: messages that prove themselves, dead letters; a client's end of a
+//!   connection
+//! - `peer`, `producer`, `consumer`, `lease`, `admin`, `requests`: a well-behaved client, frame by
+//!   frame
 //! - `session_peer`: one that uses the client library's session
 //! - `hostile`: the others
 //! - `spill`: chunks to disk and back
@@ -25,12 +27,16 @@ pub mod cluster;
 pub mod consumer;
 pub mod disk;
 pub mod hostile;
+pub mod lease;
+pub mod letter;
 pub mod link;
 pub mod model;
 pub mod net;
 pub mod peer;
 pub mod plan;
 pub mod producer;
+pub mod requests;
+pub mod rules;
 pub mod run;
 pub mod session_peer;
 pub mod spill;
@@ -55,6 +61,8 @@ pub struct Stage {
     pub plan: plan::Plan,
     /// Next number of a [`model::Holder`].
     pub next_serial: u64,
+    /// The broker has done what was due at this time.
+    pub ticked_ns: u64,
     /// No new work: what is begun is brought to its end.
     pub winding_down: bool,
     /// Everything came out: the queues are deleted.

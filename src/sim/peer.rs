@@ -5,14 +5,17 @@
 use crate::protocol::control::{Answer, Request};
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::Opcode;
-use crate::protocol::hot::{AckDone, AckRange, Confirm, PullDone};
+use crate::protocol::hot::{AckDone, Confirm, NackKind, PullDone};
 use crate::protocol::wire;
 use crate::shard::router;
 use crate::sim::admin::{self, Asked, judge};
-use crate::sim::consumer::{AckAsked, Consumer};
+use crate::sim::consumer::{Consumer, encode_settle};
+use crate::sim::lease::{SettleAsked, Verb, Verdict};
 use crate::sim::link::{Frame, Link};
+use crate::sim::model::Nacked;
 use crate::sim::net::{LineId, LineState};
 use crate::sim::producer::{Phase, Producer};
+use crate::sim::rules::Feed;
 use crate::sim::trace::Cover;
 use crate::sim::{Checked, Stage};
 use std::collections::BTreeMap;
@@ -41,8 +44,8 @@ pub struct Peer {
     heartbeat_ms: u32,
     /// The client half-closed, or was told that the broker goes down: the end is expected.
     ending: bool,
-    /// Acks of this connection may be answered by unasked errors.
-    rude_acks: u64,
+    /// Acks, nacks and extends that asked for no answer: errors may come unasked.
+    silent_settles: u64,
     /// The broker has closed handles of this connection by itself.
     closed_unasked: bool,
     /// Takes part in the end of the run only.
@@ -53,7 +56,7 @@ impl Peer {
     /// A client with `producers` and consumers on the queues of the plan.
     pub fn new(stage: &Stage, first_key: u32, keys: u32) -> Peer {
         let universe = &stage.universe;
-        let queues = stage.plan.queues.len();
+        let queues = stage.plan.work_queues;
         let producers = (0..keys)
             .map(|nth| Producer::new(stage, first_key + nth, universe.index(queues), 1 + 2 * nth))
             .collect();
@@ -79,7 +82,7 @@ impl Peer {
             next_correlation: 0,
             heartbeat_ms: 0,
             ending: false,
-            rude_acks: 0,
+            silent_settles: 0,
             closed_unasked: false,
             for_the_rest: false,
         }
@@ -157,21 +160,19 @@ impl Peer {
         let correlation = self.correlation();
         link.request(0, correlation, &Request::Hello(body));
         self.asked.insert(correlation, Asked::Hello);
-        (self.greeted, self.ending, self.rude_acks) = (false, false, 0);
+        (self.greeted, self.ending, self.silent_settles) = (false, false, 0);
         self.answered_ns = stage.universe.mono().0;
         self.closed_unasked = false;
         if self.for_the_rest {
-            self.consumers = (0..stage.plan.queues.len())
-                .map(|queue| Consumer::for_the_rest(queue, 1000 + queue as u32, link.line))
+            self.consumers = (1000..)
+                .zip(stage.plan.feeds())
+                .map(|(handle, feed)| Consumer::for_the_rest(feed, handle, link.line))
                 .collect();
         } else {
             let count = if stage.winding_down { 0 } else { stage.universe.range(0, 3) as u32 };
-            let queues = stage.plan.queues.len();
-            self.consumers = (0..count)
-                .map(|nth| {
-                    Consumer::new(stage, stage.universe.index(queues), 2 + 2 * nth, link.line)
-                })
-                .collect();
+            let any = || stage.plan.any_feed(&stage.universe);
+            self.consumers =
+                (0..count).map(|nth| Consumer::new(stage, any(), 2 + 2 * nth, link.line)).collect();
         }
         link.flush();
         self.link = Some(link);
@@ -326,7 +327,7 @@ impl Peer {
             }
             Opcode::AckDone => {
                 let done = AckDone::decode(payload).ok_or("an ack's end that is none")?;
-                self.ack_done(stage, header.correlation, done)?;
+                self.settle_done(stage, header.correlation, done)?;
             }
             Opcode::Ping => {
                 let link = self.link.as_mut().expect("the frame came from it");
@@ -383,8 +384,8 @@ impl Peer {
                 let (code, text) = (known_code(&error)?, error.text.unwrap_or_default());
                 self.producer(handle)?.open_failed(stage, code, &text)?;
             }
-            (Asked::OpenConsumer(handle), Answer::ConsumerOpened(_)) => {
-                self.consumer(handle)?.opened(stage);
+            (Asked::OpenConsumer(handle), Answer::ConsumerOpened(body)) => {
+                self.consumer(handle)?.opened(stage, &body)?;
             }
             (Asked::OpenConsumer(handle), Answer::Error(error)) => {
                 let (code, text) = (known_code(&error)?, error.text.unwrap_or_default());
@@ -404,7 +405,7 @@ impl Peer {
             (Asked::Pull(handle), Answer::Error(error)) => {
                 self.pull_refused(stage, handle, correlation, &error)?;
             }
-            (Asked::Ack(asked), Answer::Error(error)) => ack_refused(stage, &asked, &error)?,
+            (Asked::Settle(asked), Answer::Error(error)) => settle_refused(stage, &asked, &error)?,
             (asked, answer) => judge(stage, asked, answer)?,
         }
         Ok(())
@@ -439,22 +440,46 @@ impl Peer {
         }
     }
 
-    fn ack_done(&mut self, stage: &mut Stage, correlation: u32, done: AckDone) -> Checked {
-        let Some(Asked::Ack(asked)) = self.asked.remove(&correlation) else {
+    fn settle_done(&mut self, stage: &mut Stage, correlation: u32, done: AckDone) -> Checked {
+        let Some(Asked::Settle(asked)) = self.asked.remove(&correlation) else {
             return Err("an ack's end that nobody waits for".into());
         };
-        let stands =
-            |&(queue, generation): &(usize, u64)| stage.model.generation(queue) == generation;
-        let all_stand = asked.generations.iter().all(stands);
-        if all_stand && (done.acked != asked.acked || done.late != asked.late) {
-            return Err(format!("{asked:?} was answered by {done:?}"));
+        if !asked.generations.iter().all(|&of| stands(stage, of)) {
+            return Ok(());
         }
         if asked.late > 0 {
             stage.universe.cover(Cover::LateAck);
         }
-        if all_stand {
-            for (queue, sequence, holder) in asked.entries {
-                stage.model.acked(queue, sequence, holder);
+        let verdicts = asked.verdicts(done, stage.universe.mono().0)?;
+        for (of, verdict) in asked.deliveries.iter().zip(verdicts) {
+            let (feed, at) = (of.feed, of.lease.at);
+            if verdict == Verdict::Late {
+                stage.universe.cover(Cover::LateForLease);
+            }
+            match (of.verb, verdict) {
+                (Verb::Ack, Verdict::InTime) => stage.model.acked(feed, at, of.holder),
+                (Verb::Ack, Verdict::Late) => stage.model.ack_late(feed, at, of.holder),
+                (Verb::Nack(kind, delay_ms), Verdict::InTime) => {
+                    let delay_ns = u64::from(delay_ms.unwrap_or(0)) * 1_000_000;
+                    stage.model.nacked(&Nacked {
+                        feed,
+                        generation: of.generation,
+                        at,
+                        kind,
+                        not_before_ns: asked.sent_ns + delay_ns,
+                    })?;
+                    stage.universe.cover(match kind {
+                        NackKind::Failed => Cover::NackFailed,
+                        NackKind::Returned => Cover::NackReturned,
+                        NackKind::Rejected => Cover::NackRejected,
+                    });
+                }
+                (Verb::Extend(_), verdict) => {
+                    if let Ok(consumer) = self.consumer(of.handle) {
+                        consumer.extended(stage, of, verdict, asked.sent_ns);
+                    }
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -486,8 +511,12 @@ impl Peer {
                 stage.universe.cover(Cover::DeletedOpen);
                 true
             }
+            ErrorCode::SubscriptionDeleted => {
+                stage.universe.cover(Cover::SubscriptionDeletedOpen);
+                true
+            }
             ErrorCode::ProducerFenced => true,
-            ErrorCode::LateAck => self.rude_acks > 0,
+            ErrorCode::LateAck => self.silent_settles > 0,
             ErrorCode::UnknownHandle => true,
             ErrorCode::ConnectionsMax => {
                 stage.universe.cover(Cover::ConnectionsMax);
@@ -557,7 +586,7 @@ impl Peer {
             }
         }
         if stage.winding_down || stage.universe.chance(300) {
-            self.ack(stage);
+            self.settle(stage);
         }
         if stage.whim(8) {
             self.close_something(stage);
@@ -568,17 +597,14 @@ impl Peer {
     /// Asks something about queues: makes what is missing, or whatever comes to mind.
     fn administer(&mut self, stage: &mut Stage) {
         let ours = self.for_the_rest || stage.whim(200);
-        let odd = |nth: &usize| stage.model.exists(*nth) == stage.demolishing;
-        let odd = (0..stage.plan.queues.len()).find(odd).filter(|_| ours);
+        let odd = if ours { admin::odd(stage) } else { None };
         if self.asked.len() >= 20 || (odd.is_none() && !stage.whim(20)) {
             return;
         }
         let correlation = self.correlation();
         let link = self.link.as_mut().expect("work is done over a connection");
         let asked = match odd {
-            Some(nth) if stage.demolishing => admin::delete(stage, link, correlation, nth),
-            Some(nth) => {
-                let (request, asked) = admin::create(stage, nth);
+            Some((request, asked)) => {
                 link.request(0, correlation, &request);
                 asked
             }
@@ -608,26 +634,45 @@ impl Peer {
         }
     }
 
-    fn ack(&mut self, stage: &mut Stage) {
-        let (mut asked, mut ranges) = (AckAsked::default(), Vec::new());
+    /// Sends an ack, nack or extend of some of what the consumers hold.
+    fn settle(&mut self, stage: &mut Stage) {
+        let open = |consumer: &&Consumer| consumer.phase == Phase::Open;
+        let Some(first) = self.consumers.iter().find(open) else { return };
+        let verb = first.next_verb(stage);
+        let is_nack = matches!(verb, Verb::Nack(..));
+        let text = (is_nack && stage.universe.chance(700)).then(|| stage.serial());
+        let sent_ns = stage.universe.mono().0;
+        let mut asked =
+            SettleAsked { sent_ns, ticked_ns: stage.ticked_ns, ..SettleAsked::default() };
+        let mut ranges = Vec::new();
         for consumer in &mut self.consumers {
-            consumer.ack(stage, &mut asked, &mut ranges);
+            let plan = &stage.plan.queues[consumer.feed.queue];
+            // What is rejected needs somewhere to go.
+            let rejects = matches!(verb, Verb::Nack(NackKind::Rejected, _));
+            if rejects && plan.rules.graveyard == consumer.feed.queue {
+                continue;
+            }
+            let taken = consumer.settle(stage, verb, text, &mut asked);
+            ranges.extend(taken.into_iter().map(|(first, last)| (consumer.handle, first, last)));
         }
+        // Who comes first decides what is asked of all: another one next time.
+        let count = self.consumers.len();
+        self.consumers.rotate_left(usize::from(count > 1));
         if ranges.is_empty() {
             return;
         }
-        if ranges.iter().any(|range| range.handle != ranges[0].handle) {
+        if ranges.iter().any(|range| range.0 != ranges[0].0) {
             stage.universe.cover(Cover::AckMany);
         }
-        let payload: Vec<u8> = ranges.iter().flat_map(AckRange::encode).collect();
+        let payload = encode_settle(verb, text, &ranges);
         let silent = !stage.winding_down && stage.universe.chance(400);
         let correlation = if silent { 0 } else { self.correlation() };
         let link = self.link.as_mut().expect("acks go over a connection");
-        link.send(Opcode::Ack, 0, correlation, &payload);
+        link.send(verb.opcode(), 0, correlation, &payload);
         if silent {
-            self.rude_acks += asked.late;
+            self.silent_settles += 1;
         } else {
-            self.asked.insert(correlation, Asked::Ack(asked));
+            self.asked.insert(correlation, Asked::Settle(asked));
         }
     }
 
@@ -647,11 +692,19 @@ impl Peer {
     }
 }
 
-/// An ack may be refused where its consumer went with a queue.
-fn ack_refused(stage: &Stage, asked: &AckAsked, error: &wire::ErrorT) -> Checked {
-    let stands = |&(queue, generation): &(usize, u64)| stage.model.generation(queue) == generation;
+fn stands(stage: &Stage, (feed, generation): (Feed, u64)) -> bool {
+    stage.model.feed_generation(feed) == generation
+}
+
+/// An ack may be refused where its consumer went with a queue or subscription, and an extension
+/// where there is no memory for it.
+fn settle_refused(stage: &Stage, asked: &SettleAsked, error: &wire::ErrorT) -> Checked {
+    let extends = asked.deliveries.iter().any(|of| matches!(of.verb, Verb::Extend(_)));
     match known_code(error)? {
-        ErrorCode::UnknownHandle if !asked.generations.iter().all(stands) => Ok(()),
+        ErrorCode::UnknownHandle if !asked.generations.iter().all(|&of| stands(stage, of)) => {
+            Ok(())
+        }
+        ErrorCode::MemoryLimit if extends => Ok(()),
         _ => Err(format!("an ack was refused: {error:?} {asked:?}")),
     }
 }

@@ -7,6 +7,7 @@ use crate::protocol::wire::{OnFull, QueueOptionsT};
 use crate::queue::policy::QueueBounds;
 use crate::shard::ShardConfig;
 use crate::shard::post::PostShape;
+use crate::sim::rules::{self, Feed, Role, RulesPlan, SubscriptionPlan};
 use crate::sim::world::Universe;
 
 /// Of the memory limit, bytes that chunks may not use.
@@ -26,6 +27,12 @@ pub struct QueuePlan {
     pub updated: bool,
     /// Consumers may use auto-ack on it.
     pub auto_acks: bool,
+    /// Who makes it.
+    pub role: Role,
+    /// Its subscriptions.
+    pub subscriptions: Vec<SubscriptionPlan>,
+    /// What these are made with.
+    pub rules: RulesPlan,
 }
 
 /// See the module.
@@ -36,8 +43,10 @@ pub struct Plan {
     pub config: ShardConfig,
     /// Bytes of the largest batch that the pool has room for.
     pub batch_bytes_max: usize,
-    /// The queues.
+    /// The queues: first those that are published to, then those of dead letters.
     pub queues: Vec<QueuePlan>,
+    /// How many are published to.
+    pub work_queues: usize,
     /// Well-behaved clients that speak frames, and how many of them use the client session.
     pub peers: usize,
     /// See above.
@@ -50,6 +59,8 @@ pub struct Plan {
     pub restarts: bool,
     /// A queue remembers so few producer ids that some are forgotten.
     pub forgets_producers: bool,
+    /// Dead letters are moved back now and then, so that messages come out of order.
+    pub redrives: bool,
     /// What may wait between two shards.
     pub post: PostShape,
     /// Connections that may wait between two shards.
@@ -73,6 +84,7 @@ impl Plan {
             window_bytes: (batch_bytes_max * [1, 2, 8][universe.index(3)]) as u64,
             in_flight_max: [20, 200, 1_000_000][universe.index(3)],
             ack_span_max: [300, 1_000_000][universe.index(2)],
+            retry_waiting_max: [5, 50, 1_000_000][universe.index(3)],
             ..QueueBounds::default()
         };
         if forgets_producers {
@@ -101,22 +113,60 @@ impl Plan {
         };
         let grant_bytes = [pool_slab_bytes, 4 * pool_slab_bytes][universe.index(2)];
         let count = universe.range(1, 5) as usize;
-        let queues = (0..count).map(|nth| QueuePlan::draw(universe, nth, &config)).collect();
+        let mut queues: Vec<QueuePlan> =
+            (0..count).map(|nth| QueuePlan::draw(universe, nth, &config)).collect();
+        let graves = rules::draw_graves(universe, &mut queues);
+        queues.extend(graves);
         Plan {
             calm,
             batch_bytes_max,
             queues,
+            work_queues: count,
             peers: universe.range(2, 6) as usize,
             session_peers: universe.range(0, 2) as usize,
             hostiles: universe.range(0, 4) as usize,
             body_bytes_max: [20, 200, 2000][universe.index(3)],
             restarts: !calm && universe.chance(200),
             forgets_producers,
+            redrives: universe.chance(400),
             post,
             adoptions_max: universe.range(1, 3) as usize,
             grant_bytes,
             config,
         }
+    }
+}
+
+impl Plan {
+    /// Every subscription that may exist.
+    pub fn feeds(&self) -> impl Iterator<Item = Feed> + '_ {
+        let of = |(queue, plan): (usize, &QueuePlan)| {
+            (0..plan.subscriptions.len()).map(move |nth| Feed { queue, nth })
+        };
+        self.queues.iter().enumerate().flat_map(of)
+    }
+
+    /// A subscription of any queue.
+    pub fn any_feed(&self, universe: &Universe) -> Feed {
+        let queue = universe.index(self.queues.len());
+        Feed { queue, nth: universe.index(self.queues[queue].subscriptions.len()) }
+    }
+
+    /// Name of a subscription.
+    pub fn subscription(&self, feed: Feed) -> &SubscriptionPlan {
+        &self.queues[feed.queue].subscriptions[feed.nth]
+    }
+
+    /// Whether a message published to `from` may come to `to`, as a dead letter of a dead letter.
+    pub fn may_reach(&self, from: usize, to: usize) -> bool {
+        let mut at = from;
+        for _ in 0..=self.queues.len() {
+            if at == to {
+                return true;
+            }
+            at = self.queues[at].rules.graveyard;
+        }
+        false
     }
 }
 
@@ -149,7 +199,22 @@ impl QueuePlan {
             deleted: lossy && universe.chance(300),
             updated: lossy && universe.chance(300),
             auto_acks: lossy && universe.chance(500),
+            role: Role::Work,
+            subscriptions: SubscriptionPlan::draw(universe, lossy),
+            rules: RulesPlan {
+                options: rules::draw_options(universe, None),
+                updated: lossy && universe.chance(200),
+                graveyard: 0,
+            },
         }
+    }
+
+    /// Whether nothing but its consumers takes messages out of it, and it is there from beginning
+    /// to end.
+    pub fn is_stable(&self) -> bool {
+        let expires = self.rules.options.expires_after_ms > 0;
+        let deleted = self.deleted || self.subscriptions.iter().any(|one| one.deleted);
+        !(deleted || expires || self.rules.updated)
     }
 }
 

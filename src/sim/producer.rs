@@ -4,7 +4,7 @@
 use crate::format::batch::{self, BatchBuilder, BatchHeader};
 use crate::format::properties::{PropertiesBuilder, Tag};
 use crate::format::record;
-use crate::limits::{BATCH_HEADER_BYTES, RECORD_HEADER_BYTES};
+use crate::limits::{BATCH_HEADER_BYTES, DEAD_LETTER_BYTES_MAX, RECORD_HEADER_BYTES};
 use crate::protocol::control::Request;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::Opcode;
@@ -314,6 +314,10 @@ impl Producer {
                 }
                 None
             }
+            ErrorCode::NoSubscription => {
+                self.wait_until_ns = now_ns + wait_ns;
+                Some(Cover::NoSubscription)
+            }
             ErrorCode::MessageTooLarge => {
                 self.give_up(stage, 1)?;
                 Some(Cover::MessageTooLarge)
@@ -420,7 +424,9 @@ impl Producer {
     }
 
     fn records_bytes_max(&self, stage: &Stage) -> usize {
-        stage.plan.batch_bytes_max.min(crate::limits::BATCH_WIRE_BYTES_MAX) - BATCH_HEADER_BYTES
+        // Beside the largest record a small pool's chunk needs room for a dead letter's headers.
+        let room = stage.plan.batch_bytes_max - DEAD_LETTER_BYTES_MAX;
+        room.min(crate::limits::BATCH_WIRE_BYTES_MAX) - BATCH_HEADER_BYTES
     }
 
     fn send(&mut self, link: &mut Link, payload: &[u8]) {
@@ -430,7 +436,9 @@ impl Producer {
 
     fn tell_sent(&self, stage: &mut Stage, letter: Letter) {
         let twice = letter.doubtful || (letter.sent_before && self.id == 0);
-        stage.model.sent(self.identity(letter.number), self.queue, self.generation, twice);
+        let Stage { model, universe, .. } = stage;
+        let generation = (self.queue, self.generation);
+        model.sent(self.identity(letter.number), generation, twice, universe);
     }
 
     fn compose_more(&mut self, stage: &Stage) {

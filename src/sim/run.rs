@@ -2,6 +2,7 @@
 //! have ended and everything must come out, then the end of the broker.
 
 use crate::queue::memory::Account;
+use crate::queue::subscription::Subscription;
 use crate::sim::cluster::Cluster;
 use crate::sim::hostile::Hostile;
 use crate::sim::model::Model;
@@ -88,8 +89,7 @@ impl<W: SimulatedWorld> Run<W> {
         if plan.calm {
             universe.net.borrow_mut().calm();
         }
-        let names: Vec<String> = plan.queues.iter().map(|queue| queue.name.clone()).collect();
-        let model = Model::new(&names);
+        let model = Model::new(&plan);
         universe.net.borrow_mut().share(plan.config.shards as usize);
         let cluster = Cluster::<W>::new(universe, &plan);
         let hostiles = (0..plan.hostiles).map(|_| Hostile::default()).collect();
@@ -101,6 +101,7 @@ impl<W: SimulatedWorld> Run<W> {
             model,
             plan,
             next_serial: 0,
+            ticked_ns: 0,
             winding_down: false,
             demolishing: false,
             draining: false,
@@ -154,7 +155,7 @@ impl<W: SimulatedWorld> Run<W> {
     }
 
     fn tick(&mut self) -> Checked {
-        self.cluster.tick()?;
+        self.stage.ticked_ns = self.cluster.tick()?;
         self.check()
     }
 
@@ -180,7 +181,8 @@ impl<W: SimulatedWorld> Run<W> {
             let name = &self.stage.plan.queues[nth].name;
             let shown = self.cluster.queues().find(|(other, _)| other == name);
             let shown = shown.map(|(_, queue)| queue);
-            self.stage.model.observe(nth, shown)?;
+            let Stage { model, plan, universe, .. } = &mut self.stage;
+            model.observe(nth, shown, plan, universe)?;
             if recounts && let Some(queue) = shown {
                 Model::recount(queue)?;
             }
@@ -233,13 +235,17 @@ impl<W: SimulatedWorld> Run<W> {
         let mut rest = Peer::empty();
         rest.for_the_rest = true;
         let mut rest = Some(rest);
+        // Dead letters may wait for a queue that only the rest empties, or makes.
+        let late = *steps + LIVENESS_STEPS_MAX / 4;
         for _ in 0..LIVENESS_STEPS_MAX {
             *steps += 1;
             self.step()?;
-            let in_flight: u64 = self.cluster.queues().map(|(_, queue)| queue.in_flight()).sum();
+            let tried = |of: &Subscription| of.in_flight() + of.delayed() + of.dead_lettering();
+            let subscriptions = self.cluster.queues().flat_map(|(_, queue)| queue.subscriptions());
+            let tried: u64 = subscriptions.map(|(_, of)| tried(of)).sum();
             let consumers: usize =
                 self.cluster.queues().map(|(_, queue)| queue.consumer_count()).sum();
-            if in_flight == 0 && consumers == 0 {
+            if (tried == 0 || *steps > late) && consumers == 0 {
                 self.peers.extend(rest.take());
             }
             let held: u64 = self.cluster.queues().map(|(_, queue)| queue.messages()).sum();
@@ -260,6 +266,18 @@ impl<W: SimulatedWorld> Run<W> {
                 queue.blocked(),
                 queue.options()
             );
+            for (_, of) in queue.subscriptions() {
+                waiting += &format!(
+                    "\n    {}: {} ready, {} in flight, {} delayed, {} dead-lettering ({:?}), {:?}",
+                    of.name(),
+                    of.ready(),
+                    of.in_flight(),
+                    of.delayed(),
+                    of.dead_lettering(),
+                    of.dead_letter_reason(),
+                    of.paused_reason()
+                );
+            }
         }
         for session in &self.sessions {
             waiting += &format!("\n{}", session.describe());
@@ -272,10 +290,16 @@ impl<W: SimulatedWorld> Run<W> {
 
     fn finish(&mut self) -> Checked {
         self.stage.model.check_suspects()?;
-        for nth in 0..self.stage.plan.queues.len() {
-            let plan = &self.stage.plan.queues[nth];
-            if let Some((_, queue)) = self.cluster.queues().find(|(name, _)| *name == plan.name) {
-                self.stage.model.finish(nth, queue, plan.auto_acks)?;
+        let Stage { model, plan, .. } = &self.stage;
+        let find = |nth: usize| {
+            let found = self.cluster.queues().find(|(name, _)| *name == plan.queues[nth].name);
+            found.map(|(_, queue)| queue)
+        };
+        for feed in plan.feeds() {
+            let Some(queue) = find(feed.queue) else { continue };
+            model.finish(feed, queue, plan)?;
+            if let Some(grave) = find(plan.queues[feed.queue].rules.graveyard) {
+                model.finish_graves(feed, queue, grave, plan)?;
             }
         }
         Ok(())

@@ -3,14 +3,18 @@
 
 use crate::base::time::Mono;
 use crate::client::session::{
-    ConsumerSettings, Event, ProducerSettings, Run, Session, SessionConfig,
+    ConsumerSettings, Event, ProducerSettings, Refusal, Run, Session, SessionConfig,
 };
 use crate::client::{BrokerError, ErrorCode, ErrorCode as E};
-use crate::limits::{BATCH_HEADER_BYTES, RECORD_HEADER_BYTES};
-use crate::protocol::hot::DeliverHeader;
+use crate::limits::{
+    BATCH_HEADER_BYTES, DEAD_LETTER_BYTES_MAX, LEASE_MS_DEFAULT, LEASE_MS_MIN, RECORD_HEADER_BYTES,
+};
+use crate::protocol::hot::{DeliverHeader, NackKind};
 use crate::sim::body::{Identity, compose, recognise};
-use crate::sim::model::{Holder, Seen};
+use crate::sim::letter;
+use crate::sim::model::{At, Holder, Seen};
 use crate::sim::net::{LineId, LineState};
+use crate::sim::rules::{Feed, RulesPlan};
 use crate::sim::trace::Cover;
 use crate::sim::{Checked, Stage};
 use std::collections::BTreeSet;
@@ -19,7 +23,9 @@ use std::collections::BTreeSet;
 struct Held {
     connection: u32,
     delivery_id: u64,
-    sequence: u64,
+    at: At,
+    /// Its lease cannot end earlier.
+    may_end_ns: u64,
 }
 
 /// See the module.
@@ -27,9 +33,12 @@ pub struct SessionPeer {
     session: Session,
     key: u32,
     queue: usize,
+    /// What it consumes.
+    feed: Feed,
     producer: u32,
     consumer: Option<u32>,
     pulls: bool,
+    nack_share: u64,
     auto_ack: bool,
     pulls_waiting: usize,
     line: Option<LineId>,
@@ -39,13 +48,15 @@ pub struct SessionPeer {
     reopen_at_ns: Option<u64>,
     /// The queue's generation when producer and consumer were last asked for, then opened.
     asked_generation: u64,
+    asked_feed: u64,
+    asked_ns: u64,
     consumer_generation: u64,
     answered: u64,
     failed: BTreeSet<u64>,
     holder: Option<Holder>,
     held: Vec<Held>,
-    /// Sequences that were acked since an `ack_now` was answered, and those of the last one.
-    acked: Vec<u64>,
+    /// What was acked since an `ack_now` was answered, and how much of it by the last one.
+    acked: Vec<Held>,
     ack_now: Option<(u32, usize)>,
     first_sequence: u64,
     was_connected: bool,
@@ -55,7 +66,9 @@ impl SessionPeer {
     /// One producer and perhaps one consumer on a queue.
     pub fn new(stage: &Stage, key: u32) -> SessionPeer {
         let universe = &stage.universe;
-        let queue = universe.index(stage.plan.queues.len());
+        let queue = universe.index(stage.plan.work_queues);
+        let nth = universe.index(stage.plan.queues[queue].subscriptions.len());
+        let feed = Feed { queue, nth };
         let config = SessionConfig {
             client_name: "session".into(),
             token: stage.plan.config.token.clone(),
@@ -76,12 +89,13 @@ impl SessionPeer {
         let auto_ack = auto_ack && stage.plan.queues[queue].auto_acks;
         let settings = ConsumerSettings {
             queue: name,
-            subscription: String::new(),
+            subscription: stage.plan.subscription(feed).name.clone(),
             auto_ack,
             checksum: universe.chance(500),
             credit_messages: if pulls { 0 } else { 50 },
             credit_bytes: if pulls { 0 } else { 100_000 },
             replenish: true,
+            hold_ms: [0, 2000][universe.index(2)],
             ..ConsumerSettings::default()
         };
         let consumer = universe.chance(700).then(|| session.open_consumer(settings)).flatten();
@@ -89,9 +103,11 @@ impl SessionPeer {
             session,
             key,
             queue,
+            feed,
             producer,
             consumer,
             pulls,
+            nack_share: [0, 100][universe.index(2)],
             auto_ack,
             pulls_waiting: 0,
             line: None,
@@ -100,6 +116,8 @@ impl SessionPeer {
             opened_ns: 0,
             reopen_at_ns: None,
             asked_generation: 0,
+            asked_feed: 0,
+            asked_ns: 0,
             consumer_generation: 0,
             answered: 0,
             failed: BTreeSet::new(),
@@ -149,7 +167,7 @@ impl SessionPeer {
             && at <= now.0
         {
             self.reopen_at_ns = None;
-            self.asked_generation = stage.model.generation(self.queue);
+            self.ask_anew(stage);
             self.session.reopen(self.producer);
             self.consumer.into_iter().for_each(|handle| self.session.reopen(handle));
         }
@@ -164,7 +182,7 @@ impl SessionPeer {
         }
         self.line = stage.universe.net.borrow_mut().connect();
         if self.line.is_some() {
-            self.asked_generation = stage.model.generation(self.queue);
+            self.ask_anew(stage);
             self.session.handle_connected(now);
             self.opened_ns = now.0;
             if std::mem::replace(&mut self.was_connected, true) {
@@ -173,6 +191,12 @@ impl SessionPeer {
             self.transmit(stage, now);
         }
         self.handle_events(stage, now)
+    }
+
+    fn ask_anew(&mut self, stage: &Stage) {
+        self.asked_generation = stage.model.generation(self.queue);
+        self.asked_feed = stage.model.feed_generation(self.feed);
+        self.asked_ns = stage.universe.mono().0;
     }
 
     fn receive(&mut self, stage: &mut Stage, now: Mono) -> Checked {
@@ -222,7 +246,7 @@ impl SessionPeer {
     fn let_go(&mut self, stage: &mut Stage) {
         if let Some(holder) = self.holder.take() {
             for held in self.held.drain(..) {
-                stage.model.let_go(self.queue, held.sequence, holder);
+                stage.model.let_go(self.feed, held.at, holder);
             }
         }
         self.acked.clear();
@@ -285,6 +309,7 @@ impl SessionPeer {
                     let identity = recognise(&large.properties, &large.body)?;
                     stage.universe.cover(Cover::Jumbo);
                     let (connection, header) = (large.connection, large.header);
+                    is_alive(&large.properties)?;
                     self.take(stage, connection, &header, 0, large.sequence, identity)?;
                     self.credit(1, large.records_bytes as u64);
                 }
@@ -326,6 +351,7 @@ impl SessionPeer {
             Some(E::ProducerFenced) => Ok(()),
             Some(E::HandlesMax) if stage.plan.forgets_producers => Ok(()),
             Some(E::QueueNotFound | E::QueueDeleted | E::MemoryLimit | E::Draining) => Ok(()),
+            Some(E::SubscriptionNotFound | E::SubscriptionDeleted) => Ok(()),
             _ => Err(format!("a session's handle went down: {error:?}")),
         }
     }
@@ -342,14 +368,15 @@ impl SessionPeer {
         for number in self.answered + 1..=last {
             if !self.failed.contains(&number) {
                 let identity = self.identity(number);
-                stage.model.sent(identity, self.queue, self.asked_generation, twice);
+                let generation = (self.queue, self.asked_generation);
+                stage.model.sent(identity, generation, twice, &stage.universe);
             }
         }
     }
 
     fn consumer_opened(&mut self, stage: &mut Stage) {
         self.let_go(stage);
-        self.consumer_generation = stage.model.opened(self.queue, self.asked_generation);
+        self.consumer_generation = stage.model.feed_opened(self.feed, self.asked_feed);
         let line = self.line.expect("a consumer is opened over a connection");
         self.holder = Some(Holder { line, serial: stage.serial() });
         self.first_sequence = 0;
@@ -360,6 +387,7 @@ impl SessionPeer {
         let mut seen = Vec::new();
         for (nth, record) in self.session.messages(run).enumerate() {
             let sequence = header.base_sequence + u64::from(record.header.sequence_delta);
+            is_alive(record.properties)?;
             seen.push((nth as u64, sequence, recognise(record.properties, record.body)?));
         }
         let messages = seen.len() as u32;
@@ -388,11 +416,11 @@ impl SessionPeer {
         if identity.producer == self.key {
             stage.universe.cover(Cover::SessionRound);
         }
-        let (queue, generation, attempts) = (self.queue, self.consumer_generation, header.attempts);
+        let (feed, generation, attempts) = (self.feed, self.consumer_generation, header.attempts);
         let Some(holder) = self.holder else { return Err("a delivery to nobody".into()) };
         let auto_ack = self.auto_ack;
         if !auto_ack && !stage.universe.net.borrow().intact(holder.line) {
-            return stage.model.glimpsed(queue, identity);
+            return stage.model.glimpsed(feed.queue, identity, None, &stage.plan);
         }
         if attempts == 1 {
             if sequence <= self.first_sequence {
@@ -400,11 +428,23 @@ impl SessionPeer {
             }
             self.first_sequence = sequence;
         }
-        let seen = Seen { queue, generation, sequence, identity, attempts, auto_ack };
-        stage.model.delivered(&seen, holder, &stage.universe)?;
+        let lease_ms = match stage.plan.queues[feed.queue].rules {
+            // Nobody knows which holds.
+            RulesPlan { updated: true, .. } => LEASE_MS_MIN,
+            RulesPlan { ref options, .. } if options.lease_ms == 0 => LEASE_MS_DEFAULT,
+            RulesPlan { ref options, .. } => options.lease_ms,
+        };
+        let Stage { model, plan, universe, .. } = stage;
+        let begun_ns = self.asked_ns.max(model.sent_ns(identity));
+        let may_end_ns = begun_ns + u64::from(lease_ms) * 1_000_000;
+        let letter = None;
+        let seen =
+            Seen { feed, generation, sequence, identity, letter, attempts, auto_ack, may_end_ns };
+        model.delivered(&seen, holder, plan, universe)?;
         let delivery_id = header.delivery_id + nth;
         if !auto_ack {
-            self.held.push(Held { connection, delivery_id, sequence });
+            let at = At { sequence, attempts };
+            self.held.push(Held { connection, delivery_id, at, may_end_ns });
         }
         Ok(())
     }
@@ -413,8 +453,12 @@ impl SessionPeer {
         if let (Some((asked, count)), Some(holder)) = (self.ack_now, self.holder)
             && asked == correlation
         {
-            for sequence in self.acked.drain(..count) {
-                stage.model.acked(self.queue, sequence, holder);
+            let now_ns = stage.universe.mono().0;
+            for held in self.acked.drain(..count) {
+                // What was sent before, unasked, may have come late.
+                if held.may_end_ns > now_ns {
+                    stage.model.acked(self.feed, held.at, holder);
+                }
             }
             self.ack_now = None;
         }
@@ -444,7 +488,8 @@ impl SessionPeer {
         // One batch of the pool's largest chunk must hold it; where that is the protocol's
         // largest, messages in fragments are no problem either.
         let batch_bytes = stage.plan.batch_bytes_max;
-        let record_max = batch_bytes - BATCH_HEADER_BYTES - RECORD_HEADER_BYTES - 100;
+        let record_max =
+            batch_bytes - BATCH_HEADER_BYTES - RECORD_HEADER_BYTES - DEAD_LETTER_BYTES_MAX - 100;
         let bound = match batch_bytes >= crate::limits::BATCH_WIRE_BYTES_MAX {
             true if stage.universe.chance(10) => stage.plan.config.message_bytes_max,
             _ => stage.plan.body_bytes_max.min(record_max as u64),
@@ -457,7 +502,8 @@ impl SessionPeer {
         };
         let properties = message.properties.bytes();
         if self.session.publish(self.producer, properties, false, &message.body).is_ok() {
-            stage.model.sent(self.identity(ordinal), self.queue, generation, false);
+            let (identity, generation) = (self.identity(ordinal), (self.queue, generation));
+            stage.model.sent(identity, generation, false, &stage.universe);
         }
     }
 
@@ -473,18 +519,45 @@ impl SessionPeer {
             return;
         }
         let count = 1 + stage.universe.index(self.held.len());
+        if stage.whim(self.nack_share) {
+            return self.nack(stage, handle, holder, count);
+        }
         for held in self.held.drain(..count) {
             let id = held.delivery_id;
             if self.session.ack(handle, held.connection, id, id) {
-                stage.model.ack_sent(self.queue, held.sequence, holder);
-                self.acked.push(held.sequence);
+                stage.model.ack_sent(self.feed, held.at, holder);
+                self.acked.push(held);
             } else {
-                stage.model.let_go(self.queue, held.sequence, holder);
+                stage.model.let_go(self.feed, held.at, holder);
             }
         }
         if self.ack_now.is_none() && stage.universe.chance(300) {
             self.ack_now =
                 self.session.ack_now().map(|correlation| (correlation, self.acked.len()));
         }
+    }
+
+    fn nack(&mut self, stage: &mut Stage, handle: u32, holder: Holder, count: usize) {
+        let kinds = [NackKind::Failed, NackKind::Returned, NackKind::Rejected];
+        let kind = kinds[stage.universe.index(kinds.len())];
+        let delay_ms = stage.universe.chance(300).then(|| stage.universe.skewed(500) as u32);
+        let of = (self.feed, self.consumer_generation);
+        for held in self.held.drain(..count) {
+            let (id, text) = (held.delivery_id, stage.serial());
+            let refusal = Refusal { kind, delay_ms, text: &format!("nack {text}") };
+            if self.session.nack(handle, held.connection, id, id, &refusal) {
+                stage.model.nack_sent(of, held.at, holder, kind, Some(text));
+            } else {
+                stage.model.let_go(self.feed, held.at, holder);
+            }
+        }
+    }
+}
+
+/// Queues that are published to have no dead letters in them.
+fn is_alive(properties: &[u8]) -> Checked {
+    match letter::read(properties)? {
+        None => Ok(()),
+        Some(letter) => Err(format!("a message came back as {letter:?}")),
     }
 }

@@ -23,13 +23,17 @@ fn a_few_seeds_keep_every_promise() {
     }
 }
 
+#[cfg(feature = "canary")]
+fn finds_the_bug_of<W: super::world::SimulatedWorld>() -> bool {
+    (0..20).any(|seed| {
+        let options = RunOptions { seed, steps: 5000, print: false };
+        run::<W>(options).violation.is_some()
+    })
+}
+
 #[test]
 #[cfg(feature = "canary")]
-fn the_planted_bug_is_found() {
-    use super::canary::CanaryWorld;
-    let found = (0..10).any(|seed| {
-        let options = RunOptions { seed, steps: 5000, print: false };
-        run::<CanaryWorld>(options).violation.is_some()
-    });
-    assert!(found);
+fn the_planted_bugs_are_found() {
+    assert!(finds_the_bug_of::<super::canary::CanaryWorld>());
+    assert!(finds_the_bug_of::<super::canary::LateCanaryWorld>());
 }

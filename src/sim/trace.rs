@@ -97,6 +97,50 @@ covers! {
     LateAck = "late_ack",
     /// A message was delivered without need of an ack.
     AutoAck = "auto_ack",
+    /// A message came to another consumer because its lease had ended.
+    LeaseEnded = "lease_ended",
+    /// An ack, nack or extend came after the end of the lease.
+    LateForLease = "late_for_lease",
+    /// A lease was extended.
+    Extended = "extended",
+    /// A nack: failed.
+    NackFailed = "nack_failed",
+    /// A nack: given back.
+    NackReturned = "nack_returned",
+    /// A nack: rejected.
+    NackRejected = "nack_rejected",
+    /// A dead letter was seen where it belongs.
+    DeadLetter = "dead_letter",
+    /// One that was a dead letter before.
+    DeadLetterAgain = "dead_letter_again",
+    /// A dead letter had to wait for its queue.
+    DeadLetterWaits = "dead_letter_waits",
+    /// A redrive moved messages.
+    Redriven = "redriven",
+    /// A redrive could not move all that it should.
+    RedriveRefused = "redrive_refused",
+    /// A queue had several subscriptions with messages.
+    FanOut = "fan_out",
+    /// A subscription was made later, from the oldest message that was there.
+    FromOldest = "from_oldest",
+    /// A subscription was deleted.
+    SubscriptionDeleted = "subscription_deleted",
+    /// It had consumers.
+    SubscriptionDeletedOpen = "subscription_deleted_open",
+    /// A subscription was to be deleted while it had consumers, not by force.
+    SubscriptionInUse = "subscription_in_use",
+    /// A subscription that nobody used expired.
+    SubscriptionExpired = "subscription_expired",
+    /// A subscription that is there, with other options.
+    SubscriptionExists = "subscription_exists",
+    /// A subscription that is not there.
+    SubscriptionNotFound = "subscription_not_found",
+    /// A publish to a queue without subscriptions.
+    NoSubscription = "no_subscription",
+    /// A subscription paused at a bound.
+    Paused = "paused",
+    /// An option with a value that it cannot have.
+    BadOption = "bad_option",
     /// Garbage instead of a preamble.
     BadPreamble = "bad_preamble",
     /// A version that nobody speaks.
