@@ -276,7 +276,10 @@ fn judge_error(stage: &Stage, asked: &Asked, error: &wire::ErrorT) -> Checked {
         (_, ErrorCode::Draining) => true,
         (Asked::Create(nth, other), ErrorCode::QueueExists) => {
             universe.cover(Cover::QueueExists);
-            *other || stage.plan.queues[*nth].updated
+            // Its subscriptions count as well, and they change.
+            let plan = &stage.plan.queues[*nth];
+            let changed = plan.updated || plan.subscriptions.len() > 1 || !plan.is_stable();
+            *other || changed
         }
         (Asked::Hello, ErrorCode::ConnectionsMax | ErrorCode::Timeout) => !stage.plan.calm,
         (Asked::Delete(_), ErrorCode::QueueNotEmpty) => true,
