@@ -4,6 +4,7 @@
 use crate::base::slot_map::Key;
 use crate::base::time::{Mono, Wall};
 use crate::limits::MOVES_MAX;
+use crate::protocol::error::ErrorCode;
 use crate::queue::log::{Log, Run};
 use crate::queue::portion::{History, Portion};
 use std::collections::BTreeMap;
@@ -11,6 +12,14 @@ use std::rc::Rc;
 
 /// A move that was refused is tried again after so long.
 const RETRY_MS: u64 = 1000;
+/// A message stays in a queue where it was dead-lettered too often before.
+pub const HOPS_REASON: &str = "dead_letter_hops";
+
+/// Whether a message is refused for what it is, not for how its target is.
+fn is_its_own(why: &str) -> bool {
+    why == HOPS_REASON || why == ErrorCode::MessageTooLarge.name()
+}
+
 /// What an entry takes with its share of the tree, its text apart.
 const ENTRY_BYTES: usize = 2 * size_of::<(u64, Dead)>();
 
@@ -64,6 +73,8 @@ struct Dead {
     portion: Portion,
     reason: MoveReason,
     text: Rc<str>,
+    /// It was refused before.
+    again: bool,
 }
 
 /// What became of a move.
@@ -89,8 +100,12 @@ pub(super) struct DeadLetters {
     out: BTreeMap<u64, Dead>,
     /// Of these, dead letters.
     out_dead: usize,
-    /// A refusal holds the others up too, until then: most likely they would fare the same.
+    /// A refusal holds up the others that were not tried yet, until then: most likely they would
+    /// fare the same.
     paused_until: Option<Mono>,
+    /// And of those tried before, one that is refused again holds up these alone: a message that
+    /// nobody ever takes is in nobody's way.
+    again_paused_until: Option<Mono>,
     /// The next to go is one that was refused: neither kind holds the other up for ever.
     refused_first: bool,
     reason: Option<&'static str>,
@@ -118,7 +133,7 @@ impl DeadLetters {
     /// Adds dead letters.
     pub fn put(&mut self, portion: Portion, reason: MoveReason, text: Rc<str>) {
         self.text_bytes += text.len();
-        let dead = Dead { portion, reason, text };
+        let dead = Dead { portion, reason, text, again: false };
         let before = self.waiting.insert(dead.portion.first_sequence(), dead);
         assert!(before.is_none(), "a message dies once");
     }
@@ -137,11 +152,17 @@ impl DeadLetters {
 
     /// The next one to go.
     pub fn poll(&mut self, subscription: Key, now: Mono, log: &Log) -> Option<MoveOut> {
-        if self.out_dead >= MOVES_MAX || self.paused_until.is_some_and(|until| until > now) {
+        if self.out_dead >= MOVES_MAX {
             return None;
         }
-        let due = self.refused.first_key_value().is_some_and(|(&(at, _), _)| at <= now);
-        let again = due && (self.refused_first || self.waiting.is_empty());
+        let goes = |paused_until: Option<Mono>| paused_until.is_none_or(|until| until <= now);
+        let due = self.refused.first_key_value().is_some_and(|(&(at, _), _)| at <= now)
+            && goes(self.again_paused_until);
+        let fresh = !self.waiting.is_empty() && goes(self.paused_until);
+        if !due && !fresh {
+            return None;
+        }
+        let again = due && (self.refused_first || !fresh);
         self.refused_first = !again;
         let one = if again { self.refused.pop_first()?.1 } else { self.next_waiting(log)? };
         self.out_dead += 1;
@@ -151,7 +172,7 @@ impl DeadLetters {
     /// Sends a message that nobody gave up; it comes back if it is refused.
     pub fn redrive(&mut self, run: Run, history: History) {
         let (reason, text) = (MoveReason::Redrive, Rc::from(""));
-        let dead = Dead { portion: Portion::whole(run, history), reason, text };
+        let dead = Dead { portion: Portion::whole(run, history), reason, text, again: false };
         self.out.insert(run.sequence, dead);
     }
 
@@ -162,7 +183,7 @@ impl DeadLetters {
         outcome: Result<(), &'static str>,
         now: Mono,
     ) -> Moved {
-        let Some(dead) = self.out.remove(&sequence) else { return Moved::Unknown };
+        let Some(mut dead) = self.out.remove(&sequence) else { return Moved::Unknown };
         let run = dead.portion.run;
         let redriven = dead.reason == MoveReason::Redrive;
         self.out_dead -= usize::from(!redriven);
@@ -171,7 +192,12 @@ impl DeadLetters {
             Err(why) => {
                 let until = now.plus_ms(RETRY_MS);
                 self.reason = Some(why);
-                self.paused_until = Some(until);
+                match std::mem::replace(&mut dead.again, true) {
+                    true => self.again_paused_until = Some(until),
+                    // The others have to do with it only if it is not for its own sake.
+                    false if !is_its_own(why) => self.paused_until = Some(until),
+                    false => {}
+                }
                 self.refused.insert((until, sequence), dead);
                 return Moved::Stays;
             }
@@ -179,7 +205,7 @@ impl DeadLetters {
         }
         self.text_bytes -= dead.text.len();
         if !redriven {
-            self.paused_until = None;
+            (self.paused_until, self.again_paused_until) = (None, None);
             if self.refused.is_empty() {
                 self.reason = None;
             }
@@ -193,18 +219,15 @@ impl DeadLetters {
             return None;
         }
         let refused = self.refused.first_key_value().map(|(&(at, _), _)| at);
+        let refused = refused.map(|at| self.again_paused_until.map_or(at, |until| until.max(at)));
         let waiting = if self.waiting.is_empty() { None } else { self.paused_until };
-        match (waiting, refused) {
-            (Some(at), Some(other)) => Some(at.min(other.max(at))),
-            (None, Some(at)) => Some(self.paused_until.map_or(at, |until| until.max(at))),
-            (at, None) => at,
-        }
+        waiting.into_iter().chain(refused).min()
     }
 
     /// Lets those go on whose pause is over.
     pub fn handle_deadline(&mut self, now: Mono) {
-        if self.paused_until.is_some_and(|until| until <= now) {
-            self.paused_until = None;
+        for paused_until in [&mut self.paused_until, &mut self.again_paused_until] {
+            paused_until.take_if(|until| *until <= now);
         }
     }
 
@@ -223,7 +246,7 @@ impl DeadLetters {
         dead.portion.take(nth, nth + 1);
         let text = Rc::clone(&dead.text);
         let portion = Portion::whole(run, dead.portion.history);
-        let one = Dead { portion, reason: dead.reason, text };
+        let one = Dead { portion, reason: dead.reason, text, again: false };
         if dead.portion.left() > 0 {
             self.text_bytes += one.text.len();
             self.waiting.insert(dead.portion.first_sequence(), dead);

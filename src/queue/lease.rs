@@ -178,7 +178,7 @@ impl Leases {
         deadline: Mono,
         budget: &mut Budget,
     ) -> Result<u64, MemoryFull> {
-        let mut count = 0;
+        let (mut count, mut full) = (0, None);
         // These first: what leaves the ring must not be met here again.
         for key in self.extended_keys(first, last) {
             let Some(lease) = self.extended.get(&key) else { continue };
@@ -204,7 +204,10 @@ impl Leases {
             if lease.portion.left() == 0 {
                 continue;
             }
-            budget.try_charge(Account::InFlight, LEASE_BYTES)?;
+            full = budget.try_charge(Account::InFlight, LEASE_BYTES).err();
+            if full.is_some() {
+                break;
+            }
             let portion = lease.take(first, last);
             self.finished += usize::from(lease.portion.left() == 0);
             if portion.left() == 0 {
@@ -215,8 +218,9 @@ impl Leases {
             let extended = Lease { portion, deadline, first_delivery: lease.first_delivery };
             self.insert_extended(extended);
         }
+        // Also where it ends early: what is finished must not stand at the front and end again.
         budget.release(Account::InFlight, LEASE_BYTES * self.drop_finished());
-        Ok(count)
+        full.map_or(Ok(count), Err)
     }
 
     /// Takes a lease that has ended at `now`, and how many records went.

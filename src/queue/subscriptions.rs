@@ -7,10 +7,12 @@ use crate::limits::{BACKOFF_LIST_MAX, NAME_BYTES_MAX, RUN_RECORDS_MAX, SUBSCRIPT
 use crate::protocol::error::ErrorCode;
 use crate::queue::consumer::Owner;
 use crate::queue::dead::MoveOut;
+use crate::queue::due::DUE_BYTES;
 use crate::queue::log::{Log, Position};
 use crate::queue::memory::{Account, Memory, MemoryFull};
 use crate::queue::policy::{Start, SubscriptionOptions};
 use crate::queue::portion::{History, Portion};
+use crate::queue::skips::SKIP_BYTES;
 use crate::queue::subscription::Subscription;
 use crate::queue::{CONSUMER_BYTES, Queue};
 use std::collections::BTreeMap;
@@ -89,8 +91,11 @@ impl Queue {
         charged.map_err(CreateSubscriptionError::MemoryFull)?;
         let (cursor, sequence) = (self.log.end(), self.log.next_sequence());
         let mut made = Subscription::new(name, options, now, cursor, sequence);
-        if start == Start::Oldest {
-            self.begin_with_oldest(&mut made, memory);
+        if start == Start::Oldest
+            && let Err(full) = self.begin_with_oldest(&mut made, memory)
+        {
+            memory.budget.release(Account::Queues, charged_bytes(name));
+            return Err(CreateSubscriptionError::MemoryFull(full));
         }
         let key = self.subscriptions.insert(Box::new(made));
         self.names.insert(name.into(), key);
@@ -100,9 +105,16 @@ impl Queue {
 
     /// Gives a new subscription all that another one holds. Ahead of the smallest cursor that is
     /// everything that not all of them skip; behind it, what came back or is in flight somewhere.
-    fn begin_with_oldest(&mut self, made: &mut Subscription, memory: &mut Memory) {
+    /// Nothing has changed where there is no memory for it.
+    fn begin_with_oldest(
+        &mut self,
+        made: &mut Subscription,
+        memory: &mut Memory,
+    ) -> Result<(), MemoryFull> {
         let cursors = self.each().map(|other| (other.cursor_sequence, other.cursor));
-        let Some((first, at)) = cursors.min_by_key(|&(sequence, _)| sequence) else { return };
+        let Some((first, at)) = cursors.min_by_key(|&(sequence, _)| sequence) else {
+            return Ok(());
+        };
         let end = self.log.next_sequence();
         let held = self.held_behind_cursors();
         (made.cursor, made.cursor_sequence) = (at, first);
@@ -120,6 +132,10 @@ impl Queue {
                 behind.insert(wanted.first_sequence(), wanted);
             }
         }
+        // It is no delivery, so it leaves the reserve to those.
+        let bytes = behind.len() * DUE_BYTES + made.skips.len() * SKIP_BYTES;
+        memory.budget.try_charge(Account::Queues, bytes)?;
+        memory.budget.release(Account::Queues, bytes);
         for portion in behind.into_values() {
             let count = portion.left();
             self.log.hold(portion.run.at.chunk, count);
@@ -138,6 +154,7 @@ impl Queue {
         let (counters, bounds, prng) = (&mut self.counters, &self.bounds, &mut self.prng);
         let log = &mut self.log;
         made.settle_charge(&mut super::Parts { log, counters, memory, bounds, prng });
+        Ok(())
     }
 
     /// Everything that subscriptions hold behind their cursors, or took out from ahead of them.

@@ -16,6 +16,7 @@ use crate::format::dead_letter::{self, DeadLetter};
 use crate::limits::DEAD_LETTER_HOPS_MAX;
 use crate::protocol::control::ATTEMPTS_UNLIMITED;
 use crate::protocol::error::ErrorCode;
+use crate::queue::dead::HOPS_REASON;
 use crate::queue::memory::Account;
 use crate::queue::moved::{Accepted, MoveKey, MovedMessage};
 use crate::queue::policy::{SubscriptionOptions, is_name};
@@ -65,8 +66,6 @@ pub(super) enum Note {
 
 /// What the notes of one move take at most.
 const NOTES_BYTES: usize = 2 * size_of::<Note>() + size_of::<Move>();
-/// A message stays in a queue where it was dead-lettered too often before.
-const HOPS_REASON: &str = "dead_letter_hops";
 /// The move was not asked for: there is no memory to carry the message in.
 const MEMORY_REASON: &str = "memory_limit";
 
@@ -82,6 +81,10 @@ impl Core {
             let key = MoveKey { shard: self.config.shard, queue, subscription, sequence };
             let Some(message) = dead_letter(&slot.queue, &out) else {
                 self.note_moved(key, Err(HOPS_REASON), now);
+                *budget = budget.saturating_sub(NOTES_BYTES);
+                if *budget == 0 {
+                    return false;
+                }
                 continue;
             };
             *budget = budget.saturating_sub(message.bytes());

@@ -161,3 +161,27 @@ fn a_subscription_that_goes_while_its_dead_are_on_their_way_leaves_nothing_behin
     bench.queue.handle_moved(key, 1, Ok(()), bench.now, &mut bench.memory);
     assert_eq!(bench.memory.budget.used_by(Account::InFlight), 0);
 }
+
+#[test]
+fn one_that_nobody_takes_holds_up_no_other() {
+    let (mut bench, consumer) = rejecting(100);
+    bench.nack(consumer, NackKind::Rejected, 1, 1);
+    assert_eq!(bench.sent(), [1]);
+    bench.moved(1, Err("message_too_large"));
+    bench.pass(1000);
+    bench.nack(consumer, NackKind::Rejected, 2, 100);
+    // As a shard does it whose target is its own: each is answered before the next one goes.
+    let (mut gone, mut tries) = (0, 0);
+    while let Some(out) = bench.queue.poll_move(bench.now) {
+        tries += 1;
+        let taken = out.sequence != 1;
+        gone += u64::from(taken);
+        bench.moved(out.sequence, if taken { Ok(()) } else { Err("message_too_large") });
+    }
+    assert_eq!((gone, tries), (99, 100));
+    assert_eq!(bench.reason(), Some("message_too_large"));
+    bench.pass(999);
+    assert!(bench.sent().is_empty());
+    bench.pass(1);
+    assert_eq!(bench.sent(), [1]);
+}

@@ -315,3 +315,26 @@ fn a_thousand_consumers_share_one_queue() {
     }
     assert_eq!(bench.queue.next_deadline(), None);
 }
+
+#[test]
+fn an_extension_without_memory_for_all_leaves_nothing_behind_that_ends_twice() {
+    let mut bench = Bench::with(options(), strict());
+    let consumer = bench.consumer(2, 100, false);
+    for body in ["a", "b", "c"] {
+        bench.publish(&[body]);
+    }
+    bench.deliveries();
+    // Room for one record more.
+    let free = bench.memory.budget.free_for_leases() as usize;
+    let fill = free - crate::queue::lease::LEASE_BYTES;
+    bench.memory.budget.charge(Account::Connections, fill);
+    let (now, memory) = (bench.now, &mut bench.memory);
+    let refused = bench.queue.extend(consumer, 1, 3, 60_000, now, memory);
+    assert!(matches!(refused, Err(ExtendError::MemoryFull(_))), "{refused:?}");
+    bench.memory.budget.release(Account::Connections, fill);
+    bench.pass(LEASE_MS);
+    assert_eq!((bench.queue.ready(), bench.queue.in_flight()), (2, 1));
+    assert_eq!((bench.queue.counters().failed, bench.bodies()), (2, vec!["b".into(), "c".into()]));
+    assert_eq!(bench.ack(consumer, 1, 5), Acked { acked: 3, late: 2 });
+    assert_eq!(bench.memory.budget.used_by(Account::InFlight), 0);
+}

@@ -188,3 +188,32 @@ fn a_lease_is_as_its_consumer_or_its_subscription_says_when_it_opens() {
     };
     assert_eq!((lease_of(before), lease_of(after)), (30_000, 200));
 }
+
+#[test]
+fn one_that_begins_with_the_oldest_is_refused_where_it_does_not_fit() {
+    let mut bench = Bench::new(options());
+    bench.consumer(2, 10_000, false);
+    for _ in 0..5000 {
+        bench.publish(&["x"]);
+    }
+    assert_eq!(bench.deliveries().len(), 5000);
+    let limit_bytes = bench.memory.budget.limit_bytes();
+    let mut made = 0;
+    for nth in 0..SUBSCRIPTIONS_MAX - 1 {
+        let (asked, now) = (SubscriptionOptions::default(), bench.now);
+        let (name, memory) = (format!("s{nth}"), &mut bench.memory);
+        let used_bytes = memory.budget.used_bytes();
+        match bench.queue.create_subscription(&name, asked, Start::Oldest, now, memory) {
+            Ok(created) => made += u64::from(created),
+            Err(error) => {
+                assert!(matches!(error, CreateSubscriptionError::MemoryFull(_)));
+                assert_eq!(bench.memory.budget.used_bytes(), used_bytes);
+                break;
+            }
+        }
+    }
+    assert!(bench.memory.budget.used_bytes() <= limit_bytes);
+    assert!(made > 0 && bench.queue.subscription_count() as u64 == 1 + made);
+    // And those that were made hold what they say.
+    assert_eq!(bench.queue.ready(), 5000 * made);
+}
