@@ -100,6 +100,8 @@ pub struct Connection {
     pub(super) crossing: Option<Box<Crossing>>,
     /// A frame at the front of the inbox has to wait, and all behind it.
     pub parked: bool,
+    /// The shard to which there was no room, if that is what it waits for.
+    pub parked_for: Option<usize>,
     /// There was something to read meanwhile.
     pub read_later: bool,
 }
@@ -126,6 +128,7 @@ impl Connection {
             heartbeat_ms: 0,
             crossing: None,
             parked: false,
+            parked_for: None,
             read_later: false,
         }
     }

@@ -318,7 +318,13 @@ impl Core {
         }
         for key in std::mem::take(&mut self.parked) {
             let Some(connection) = self.connections.at_mut(key) else { continue };
-            connection.parked = false;
+            let full = |to| self.post.as_ref().is_some_and(|post| post.is_blocked(to));
+            if connection.parked_for.is_some_and(full) {
+                // Those before it have taken the room: its bytes are not looked at in vain.
+                self.parked.push(key);
+                continue;
+            }
+            (connection.parked, connection.parked_for) = (false, None);
             connection.frame_began = now.mono;
             let bytes = std::mem::take(&mut connection.inbox);
             self.handle_bytes(key, &bytes, 0, now);

@@ -199,7 +199,7 @@ impl Core {
             return Route::Here;
         }
         if !post.has_room(shard, FRAME_HEADER_BYTES + payload.len()) {
-            return self.park(key);
+            return self.park(key, Some(shard));
         }
         self.carry(key, shard, header, payload);
         Route::Done
@@ -253,7 +253,7 @@ impl Core {
                 self.refuse(key, header, ErrorCode::BadHandle, &text);
                 return Route::Done;
             }
-            Some(abroad) if abroad.shard != shard => return self.park(key),
+            Some(abroad) if abroad.shard != shard => return self.park(key, None),
             _ => {}
         }
         let abroad_count = connection.crossing.as_ref().map_or(0, |c| c.handle_count());
@@ -357,8 +357,12 @@ impl Core {
         let mut room = |(shard, part): &(usize, Vec<u8>)| {
             *shard == own || post.has_room(*shard, FRAME_HEADER_BYTES + part.len())
         };
-        if gathers >= GATHERS_MAX || !parts.iter().all(&mut room) {
-            return self.park(key);
+        if gathers >= GATHERS_MAX {
+            return self.park(key, None);
+        }
+        if let Some((full, _)) = parts.iter().find(|part| !room(part)) {
+            let full = *full;
+            return self.park(key, Some(full));
         }
         if let Some(gather) = gather
             && let Some(connection) = self.connections.at_mut(key)
@@ -375,12 +379,14 @@ impl Core {
         Route::Done
     }
 
-    /// Nothing more is read from the connection until something has changed.
-    fn park(&mut self, key: Key) -> Route {
-        if let Some(connection) = self.connections.at_mut(key)
-            && !std::mem::replace(&mut connection.parked, true)
-        {
-            self.parked.push(key);
+    /// Nothing more is read from the connection until something has changed: there is room to a
+    /// shard, if that is what it waits for.
+    fn park(&mut self, key: Key, parked_for: Option<usize>) -> Route {
+        if let Some(connection) = self.connections.at_mut(key) {
+            connection.parked_for = parked_for;
+            if !std::mem::replace(&mut connection.parked, true) {
+                self.parked.push(key);
+            }
         }
         Route::Wait
     }

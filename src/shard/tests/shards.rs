@@ -392,3 +392,32 @@ fn a_circle_of_full_rings_does_not_lock_up() {
         }
     }
 }
+
+#[test]
+fn of_many_that_wait_for_room_only_those_are_looked_at_for_whom_there_is_some() {
+    let mut town = Town::new(2, tiny());
+    let name = name_at(1, 2, 0);
+    let clients = [town.open(0), town.open(0)];
+    town.create(clients[0], &name);
+    for client in clients {
+        town.produce(client, &name, 1);
+    }
+    for client in clients {
+        let publishes = (1..=20)
+            .map(|sequence| encode(Opcode::Publish, 1, 0, &batch_of(0, sequence, &[&[7; 2000]])));
+        town.bytes(client, &publishes.flatten().collect::<Vec<u8>>());
+    }
+    let looked_at = |town: &Town, nth: usize| {
+        let connection = town.cores[0].connections.at(clients[nth].1).unwrap();
+        assert!(connection.parked);
+        connection.frame_began
+    };
+    let before = [looked_at(&town, 0), looked_at(&town, 1)];
+    town.now.mono = town.now.mono.plus_ms(1000);
+    town.tick(1);
+    town.tick(0);
+    assert!(looked_at(&town, 0) > before[0] && looked_at(&town, 1) == before[1]);
+    town.turns(100);
+    let published = |town: &Town| town.cores[1].queues().next().unwrap().1.counters().published;
+    assert_eq!((published(&town), town.cores[0].parked.len()), (40, 0));
+}
