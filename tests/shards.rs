@@ -157,3 +157,51 @@ fn memory_and_cores_must_do_for_all_shards() {
         assert!(err.contains(expected), "{err}");
     }
 }
+
+#[test]
+fn what_is_sent_behind_a_hello_moves_along_in_order() {
+    let broker = Broker::start(&["--shards", "3"]);
+    let mut peers = Vec::new();
+    for nth in 0..60 {
+        // All in one go, nothing is waited for: most of it comes before the connection has moved.
+        let (queue, other) = (format!("own-{nth}"), format!("other-{nth}"));
+        let mut peer = Peer::connect(broker.address);
+        let mut hello = wire::HelloT::default();
+        hello.attach = Some(queue.clone());
+        peer.stream.write_all(&preamble(VERSION)).unwrap();
+        peer.send_request(&Request::Hello(hello), 0);
+        for (name, handle) in [(queue, 1), (other, 3)] {
+            let (mut made, mut opened) =
+                (wire::QueueCreateT::default(), wire::ProducerOpenT::default());
+            (made.name, opened.queue, opened.next_sequence) = (name.clone(), name.clone(), 1);
+            peer.send_request(&Request::QueueCreate(made), 0);
+            peer.send_request(&Request::ProducerOpen(opened), handle);
+            for sequence in 1..=20 {
+                peer.publish(handle, sequence, &[&format!("{name} {sequence}")]);
+            }
+            let mut consumer = wire::ConsumerOpenT::default();
+            (consumer.queue, consumer.credit_messages, consumer.credit_bytes) =
+                (name, 100, 1 << 20);
+            peer.send_request(&Request::ConsumerOpen(consumer), handle + 1);
+        }
+        peers.push(peer);
+    }
+    for (nth, peer) in peers.iter_mut().enumerate() {
+        assert_eq!(peer.read_preamble(), Some(VERSION));
+        let (mut own, mut other) = (Vec::new(), Vec::new());
+        while own.len() + other.len() < 40 {
+            let (header, payload) = peer.read_frame().expect("a frame");
+            let opcode = Opcode::from_u8(header.opcode).unwrap();
+            assert!(!matches!(opcode, Opcode::Error | Opcode::PublishError), "{nth}: {header:?}");
+            if opcode == Opcode::Deliver {
+                let (_, records) = DeliverHeader::decode(&payload).unwrap();
+                let bodies = if header.handle == 2 { &mut own } else { &mut other };
+                let text = |body: &[u8]| String::from_utf8(body.to_vec()).unwrap();
+                bodies.extend(Records::new(records).map(|record| text(record.body)));
+            }
+        }
+        let expected =
+            |name: &str| (1..=20).map(|n| format!("{name}-{nth} {n}")).collect::<Vec<_>>();
+        assert_eq!((own, other), (expected("own"), expected("other")));
+    }
+}
