@@ -52,7 +52,7 @@ fn a_connection_may_have_so_many_handles() {
 }
 
 #[test]
-fn there_is_no_subscription_but_the_default_one() {
+fn a_queue_made_without_naming_subscriptions_has_the_default_one_only() {
     let mut bench = Bench::new();
     let key = bench.open();
     bench.create(key, "q", wire::QueueOptionsT::default());
