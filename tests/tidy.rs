@@ -112,6 +112,11 @@ fn the_testing_document_has_every_test() {
 }
 
 #[test]
+fn the_testing_document_names_real_tests() {
+    none(docs::failures(&read("docs/TESTING.md"), &source::tree(root())));
+}
+
+#[test]
 fn the_architecture_document_names_real_functions() {
     none(docs::functions(&read("docs/ARCHITECTURE.md"), &source::tree(root())));
 }

@@ -146,6 +146,22 @@ pub fn tests(document: &str, tests: &[String]) -> Faults {
     missing.map(|test| format!("tests/{test} is not in TESTING.md")).collect()
 }
 
+/// The tests that TESTING.md names against the failures of others are there.
+pub fn failures(document: &str, sources: &[Source]) -> Faults {
+    let rows = table(document, "## Failures of others");
+    if rows.is_empty() {
+        return vec!["TESTING.md has no failures of others".to_owned()];
+    }
+    let named = rows.iter().flat_map(|row| row.last().copied().unwrap_or_default().split('`'));
+    let names = named.filter(|span| span.starts_with(char::is_alphabetic));
+    let is_there = |name: &str| {
+        let declared = format!("fn {name}()");
+        sources.iter().any(|source| source.code.contains(&declared))
+    };
+    let missing = names.filter(|name| !is_there(name));
+    missing.map(|name| format!("there is no test {name}")).collect()
+}
+
 /// Every function that a document names as `Type::function` is there, in a file that names the
 /// type.
 pub fn functions(document: &str, sources: &[Source]) -> Faults {
