@@ -229,7 +229,7 @@ fn dead_letters_are_redriven() {
     assert_eq!(connection.queue_describe("q.dead").unwrap().ready, 0);
 }
 
-/// LESSONS 22: a consumer that reconnects in a loop fails nothing and makes no storm.
+/// A consumer that reconnects in a loop fails nothing and makes no storm.
 #[test]
 fn what_a_consumer_had_ahead_is_returned_and_not_failed() {
     let broker = Broker::start(&[]);

@@ -118,7 +118,7 @@ async fn a_cancelled_publish_was_not_taken() {
     within(publisher.flush()).await.unwrap();
 }
 
-/// LESSONS 21: a publisher whose queue is full is told, with the reason, and told when it is over.
+/// A publisher whose queue is full is told, with the reason, and told when it is over.
 #[tokio::test]
 async fn a_blocked_publisher_is_told() {
     let broker = Broker::start(&[]);
@@ -147,7 +147,7 @@ async fn a_blocked_publisher_is_told() {
     assert_eq!(publisher.state(), PublisherState::Open);
 }
 
-/// LESSONS 25: what a lost connection left unconfirmed is sent again, and stored once.
+/// What a lost connection left unconfirmed is sent again, and stored once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cut_connections_lose_double_and_reorder_nothing() {
     const COUNT: u64 = 60_000;
@@ -353,7 +353,7 @@ async fn one_consumer_takes_from_several_subscriptions() {
     assert_eq!(within(consumer.close()).await.unwrap().acked, 6);
 }
 
-/// LESSONS 22: prefetched messages of a consumer that goes are returned, not failed; one that
+/// Prefetched messages of a consumer that goes are returned, not failed; one that
 /// reconnects in a loop makes no storm.
 #[tokio::test]
 async fn a_consumer_that_comes_and_goes_makes_no_storm() {

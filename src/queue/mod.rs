@@ -8,7 +8,7 @@
 //! [`Queue::poll_unblocked`]; confirms at any time by [`Queue::poll_confirm`]. Then
 //! [`Queue::next_deadline`] says when to call [`Queue::handle_deadline`].
 //!
-//! Kept at all times (DESIGN 1.2), for each subscription: `entered` = ways out + ready + in flight
+//! Kept at all times, for each subscription: `entered` = ways out + ready + in flight
 //! + delayed + dead-lettering.
 
 pub mod assembly;

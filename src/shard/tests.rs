@@ -526,7 +526,7 @@ fn a_blocked_queue_says_so_takes_a_part_and_says_when_it_takes_again() {
     assert_eq!((code, error.sequence), (ErrorCode::QueueMessagesMax, 3));
     assert_eq!((error.limit_name.as_deref(), error.limit_value), (Some("messages_max"), 2));
     assert_eq!(frames[2].0.opcode, Opcode::Blocked as u8);
-    // LESSONS 21: every producer of the queue knows, and consumers go on.
+    // Every producer of the queue knows, and consumers go on.
     let told = bench.sent(other);
     assert_eq!((told[0].0.opcode, told[0].0.handle), (Opcode::Blocked as u8, 4));
     assert_eq!(bodies_of(&bench.consumer(key, "q", 2, 1)).len(), 1);

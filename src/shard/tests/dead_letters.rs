@@ -1,4 +1,4 @@
-//! Dead letters and their way back (LESSONS 23): moved once, kept when the target does not take
+//! Dead letters and their way back: moved once, kept when the target does not take
 //! them, marked with where they come from and why.
 
 use super::large::fragments_of;

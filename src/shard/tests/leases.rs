@@ -154,7 +154,7 @@ fn a_failed_message_waits_a_returned_one_does_not() {
     assert_eq!(deliveries(&bench.sent(key), 1), [(6, 2, b"m1".to_vec())]);
 }
 
-/// LESSONS 26.
+/// While one consumer holds a message, another gets all the others.
 #[test]
 fn one_slow_message_blocks_nobody() {
     let (mut bench, key) = bench_with(1000, short_lease());
@@ -206,7 +206,7 @@ fn a_consumer_that_never_acks_is_at_its_bound_and_the_others_go_on() {
     assert_eq!(deliveries(&bench.sent(key), 1).len(), 4);
 }
 
-/// LESSONS 22: a consumer that comes and goes gives its messages back as often as it likes; none
+/// A consumer that comes and goes gives its messages back as often as it likes; none
 /// of that counts as a failure, and nothing goes to the dead letters.
 #[test]
 fn a_consumer_that_reconnects_in_a_loop_burns_no_attempts() {
@@ -225,7 +225,7 @@ fn a_consumer_that_reconnects_in_a_loop_burns_no_attempts() {
     assert_eq!((shown.dead_lettered, shown.dead_lettering), (0, 0));
 }
 
-/// LESSONS 22: by default a bare nack does not burn all attempts in milliseconds.
+/// By default a bare nack does not burn all attempts in milliseconds.
 #[test]
 fn a_consumer_that_nacks_at_once_is_slowed_down() {
     let (mut bench, key) = bench_with(100, wire::SubscriptionOptionsT::default());

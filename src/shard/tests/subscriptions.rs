@@ -36,7 +36,7 @@ fn each_gets_everything_and_it_is_held_once() {
     assert_eq!(code_of(&answer), ErrorCode::SubscriptionNotFound);
 }
 
-/// LESSONS 19: the backlog of one neither holds up nor hides what the other gets.
+/// The backlog of one neither holds up nor hides what the other gets.
 #[test]
 fn a_slow_subscriber_slows_nobody() {
     let (mut bench, key) = two_subscriptions();
