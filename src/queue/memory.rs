@@ -11,6 +11,9 @@
 //! and only what deliveries need may use it all.
 
 use crate::base::chunk_pool::{ChunkPool, ChunkWriter};
+use crate::limits::{
+    BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, RECORD_CONTENT_BYTES_MAX, RECORD_HEADER_BYTES,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -255,6 +258,14 @@ impl Memory {
             return self.pool.take(preferred).ok_or(full);
         }
         (smallest..self.class_count()).find_map(|class| self.pool.take(class)).ok_or(full)
+    }
+
+    /// Properties and body that one record may have at most, for a batch stands in one chunk.
+    pub fn record_content_bytes_max(&self) -> usize {
+        let shape = self.pool.shape();
+        let chunk_bytes = shape.class_bytes.last().map_or(0, |bytes| bytes - shape.header_bytes);
+        let head_bytes = BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES + RECORD_HEADER_BYTES;
+        chunk_bytes.saturating_sub(head_bytes).min(RECORD_CONTENT_BYTES_MAX)
     }
 
     /// Whether [`Memory::take_chunk`] for so many bytes would find one, the system willing.

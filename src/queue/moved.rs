@@ -13,13 +13,14 @@ use crate::format::batch::{self, Batch, BatchBuilder, BatchHeader};
 use crate::format::dead_letter;
 use crate::format::properties::{self, Tag};
 use crate::format::record::{self, Records};
-use crate::limits::{BATCH_HEADER_BYTES, MOVE_KEYS_MAX, RECORD_CONTENT_BYTES_MAX};
+use crate::limits::{BATCH_HEADER_BYTES, MOVE_KEYS_MAX};
 use crate::protocol::error::ErrorCode;
 use crate::queue::Queue;
 use crate::queue::assembly::Assembly;
 use crate::queue::log::{Log, Run, RunBytes};
 use crate::queue::memory::{Account, Memory, MemoryFull};
 use crate::queue::policy::OnFull;
+use std::collections::VecDeque;
 
 /// Names a move, for as long as the broker runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,51 +87,58 @@ impl MovedMessage {
         (self.bytes() - self.batches.len() * BATCH_HEADER_BYTES) as u64
     }
 
-    /// From the parts of a body and a whole properties block.
-    fn build(properties: Vec<u8>, body: &[&[u8]], content_bytes: u64) -> MovedMessage {
+    /// From the parts of a body and a whole properties block; a record holds `record_max` bytes of
+    /// both.
+    fn build(
+        properties: Vec<u8>,
+        body: &[&[u8]],
+        content_bytes: u64,
+        record_max: usize,
+    ) -> MovedMessage {
         let body_bytes: usize = body.iter().map(|piece| piece.len()).sum();
         let mut builder = BatchBuilder::default();
         let concerns = |block: &[u8]| {
             let tags = properties::walk(block).map_while(Result::ok);
             tags.filter_map(|(number, _)| Tag::from_u8(number)).any(Tag::concerns_broker)
         };
-        // What came in fragments goes in fragments: chunks may be too small for the whole.
-        let in_one = body.len() <= 1 || body_bytes == 0;
-        if in_one && builder.fits(properties.len() + body_bytes) {
+        if properties.len() + body_bytes <= record_max {
             let flags = if concerns(&properties) { record::BROKER_PROPERTIES } else { 0 };
             builder.push(flags, &properties, &body.concat());
             let batches = vec![builder.finish(0, 0, 1).into()];
             return MovedMessage { batches, content_bytes, body_bytes: body_bytes as u64 };
         }
         let properties = dead_letter::with_length(properties, body_bytes as u64);
-        let pieces = cut(body, RECORD_CONTENT_BYTES_MAX - properties.len());
-        let mut batches = Vec::with_capacity(pieces.len());
-        for (nth, piece) in pieces.iter().enumerate() {
-            let (first, last) = (nth == 0, nth + 1 == pieces.len());
+        let mut parts: VecDeque<&[u8]> = body.iter().copied().collect();
+        let (mut batches, mut left) = (Vec::new(), body_bytes);
+        while left > 0 {
+            let first = batches.is_empty();
+            let properties = if first { &properties[..] } else { &[] };
+            // Fragments are filled anew: few whole chunks for many half empty ones.
+            let piece = take_front(&mut parts, record_max.saturating_sub(properties.len()).max(1));
+            left -= piece.len();
             let flags = if first { record::FRAGMENT_FIRST | record::BROKER_PROPERTIES } else { 0 }
-                | if last { record::FRAGMENT_LAST } else { 0 };
+                | if left == 0 { record::FRAGMENT_LAST } else { 0 };
             builder.clear();
-            builder.push(flags, if first { &properties } else { &[] }, piece);
+            builder.push(flags, properties, &piece);
             batches.push(builder.finish(batch::FRAGMENT, 0, 1).into());
         }
         MovedMessage { batches, content_bytes, body_bytes: body_bytes as u64 }
     }
 }
 
-/// The parts of a body as fragments: none empty, none longer than a record, the first not over
-/// `first_max`.
-fn cut<'a>(body: &[&'a [u8]], first_max: usize) -> Vec<&'a [u8]> {
-    let mut pieces: Vec<&[u8]> = Vec::new();
-    for part in body {
-        let mut rest = *part;
-        while !rest.is_empty() {
-            let max = if pieces.is_empty() { first_max } else { RECORD_CONTENT_BYTES_MAX };
-            let (piece, after) = rest.split_at(rest.len().min(max));
-            pieces.push(piece);
-            rest = after;
+/// The first bytes of a body in parts, at most `max`.
+fn take_front(parts: &mut VecDeque<&[u8]>, max: usize) -> Vec<u8> {
+    let mut taken = Vec::new();
+    while taken.len() < max
+        && let Some(part) = parts.pop_front()
+    {
+        let (front, rest) = part.split_at(part.len().min(max - taken.len()));
+        taken.extend_from_slice(front);
+        if !rest.is_empty() {
+            parts.push_front(rest);
         }
     }
-    pieces
+    taken
 }
 
 impl Log {
@@ -151,10 +159,12 @@ impl Log {
 
 impl Queue {
     /// The first message of a run as one that travels, with the properties that `rewrite` makes of
-    /// its own; `None` if that does not want it moved.
+    /// its own; `None` if that does not want it moved. A record of it holds `record_max` bytes of
+    /// content, see [`Memory::record_content_bytes_max`].
     pub fn move_out(
         &self,
         run: &Run,
+        record_max: usize,
         rewrite: impl FnOnce(&[u8]) -> Option<Vec<u8>>,
     ) -> Option<MovedMessage> {
         let pieces = self.log.pieces(run);
@@ -167,7 +177,7 @@ impl Queue {
         let body: Vec<&[u8]> = records.iter().map(|record| record.body).collect();
         let body_bytes: u64 = body.iter().map(|piece| piece.len() as u64).sum();
         let content_bytes = dead_letter::stripped(own).len() as u64 + body_bytes;
-        Some(MovedMessage::build(properties, &body, content_bytes))
+        Some(MovedMessage::build(properties, &body, content_bytes, record_max))
     }
 
     /// Takes a message that comes from another queue; `only` one subscription gets it, if the

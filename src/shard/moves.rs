@@ -79,7 +79,8 @@ impl Core {
             let makes_target = slot.queue.makes_dead_letter(out.subscription);
             let (subscription, sequence) = (out.subscription, out.run.sequence);
             let key = MoveKey { shard: self.config.shard, queue, subscription, sequence };
-            let Some(message) = dead_letter(&slot.queue, &out) else {
+            let record_max = self.memory.record_content_bytes_max();
+            let Some(message) = dead_letter(&slot.queue, &out, record_max) else {
                 self.note_moved(key, Err(HOPS_REASON), now);
                 *budget = budget.saturating_sub(NOTES_BYTES);
                 if *budget == 0 {
@@ -223,9 +224,9 @@ impl Core {
 }
 
 /// A dead letter as it travels; `None` if it was one too often.
-fn dead_letter(queue: &Queue, out: &MoveOut) -> Option<MovedMessage> {
+fn dead_letter(queue: &Queue, out: &MoveOut, record_max: usize) -> Option<MovedMessage> {
     let subscription = queue.subscription(out.subscription)?.name();
-    queue.move_out(&out.run, |own| {
+    queue.move_out(&out.run, record_max, |own| {
         let letter = DeadLetter {
             queue: queue.name(),
             subscription,

@@ -184,7 +184,7 @@ impl Core {
             return false;
         }
         job.look_left -= 1;
-        let found = job.judge(&slot.queue, run);
+        let found = job.judge(&slot.queue, run, self.memory.record_content_bytes_max());
         let (target, only, message) = match found {
             Found::Goes(target, only, message) => (target, only, message),
             Found::Other => {
@@ -238,10 +238,10 @@ impl Redrive {
     }
 
     /// Where a message goes, as one that travels.
-    fn judge(&self, queue: &Queue, run: &Run) -> Found {
+    fn judge(&self, queue: &Queue, run: &Run, record_max: usize) -> Found {
         let mut found = Found::Other;
         let mut goes = None;
-        let message = queue.move_out(run, |own| {
+        let message = queue.move_out(run, record_max, |own| {
             let text = |name: &[u8]| dead_letter::text(own, name);
             if let Some((key, value)) = &self.filter
                 && dead_letter::header(own, key.as_bytes()) != Some(value.as_bytes())

@@ -340,6 +340,7 @@ impl SessionPeer {
             Some(
                 ErrorCode::QueueMessagesMax | ErrorCode::QueueBytesMax | ErrorCode::MemoryLimit,
             ) => universe.cover(Cover::Rejected),
+            Some(ErrorCode::NoSubscription) => universe.cover(Cover::NoSubscription),
             _ => return Err(format!("a session's messages failed: {error:?}")),
         }
         Ok(())

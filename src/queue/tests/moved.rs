@@ -14,7 +14,8 @@ fn message(body: &str) -> MovedMessage {
     let mut source = Bench::new(options());
     source.publish(&[body]);
     let run = source.queue.ready_behind(source.subscription, 0, 1)[0];
-    source.queue.move_out(&run, |own| Some(own.to_vec())).unwrap()
+    let record_max = source.memory.record_content_bytes_max();
+    source.queue.move_out(&run, record_max, |own| Some(own.to_vec())).unwrap()
 }
 
 impl Bench {
