@@ -184,15 +184,17 @@ impl Budget {
     }
 
     /// Once per tick: gives back what was borrowed and is not needed, but for one grant that is
-    /// kept for what comes next; and borrows what was used beyond the grants, as far as it can.
+    /// kept for what comes next, unless another shard may be in want of it; and borrows what was
+    /// used beyond the grants, as far as it can.
     pub fn settle(&mut self) {
         let Some(common) = &self.common else { return };
         let (used, grant_bytes) = (self.used_bytes(), common.grant_bytes);
         let spare = self.granted_bytes.saturating_sub(used);
-        if spare >= 2 * grant_bytes {
-            let bytes = spare - grant_bytes;
-            common.take_back(bytes);
-            self.granted_bytes -= bytes;
+        let want = common.left_bytes() < grant_bytes;
+        let kept = if want { 0 } else { grant_bytes };
+        if spare >= kept + grant_bytes || (want && spare > 0) {
+            common.take_back(spare - kept);
+            self.granted_bytes -= spare - kept;
         }
         if used > self.held_bytes() {
             self.borrow(used - self.held_bytes());
@@ -337,14 +339,18 @@ mod tests {
         second.try_charge(Account::Handles, 5_000).unwrap();
         assert!(second.try_charge(Account::Handles, 1).is_err());
         second.try_charge(Account::InFlight, 5_000).unwrap();
-        // What is freed goes back, but for one grant.
+        // What is freed goes back; where nothing is left all of it: who is idle starves nobody.
         first.release(Account::Chunks, 70_000);
+        first.settle();
+        assert_eq!(common.left_bytes(), 80_000);
+        // Where there is enough, one grant is kept.
+        first.try_charge(Account::Chunks, 30_000).unwrap();
+        first.release(Account::Chunks, 30_000);
         first.settle();
         assert_eq!(common.left_bytes(), 64_000);
         second.try_charge(Account::Chunks, 50_000).unwrap();
         assert_eq!(common.left_bytes(), 0);
         assert_eq!(first.held_bytes() + second.held_bytes(), 100_000);
-        first.settle();
         assert!(first.try_charge(Account::Chunks, 16_001).is_err());
     }
 

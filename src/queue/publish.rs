@@ -149,7 +149,8 @@ impl Queue {
     fn pass_over(&mut self, key: Key, sequence: u64, header: Option<BatchHeader>) {
         self.counters.refused += header.map_or(1, |header| u64::from(header.record_count));
         let Some(producer) = self.producers.at_mut(key) else { return };
-        if self.blocked.is_none() {
+        let left = producer.window_bytes_total.saturating_sub(producer.received_bytes);
+        if left < self.bounds.window_bytes / 2 && self.blocked.is_none() {
             producer.note_taken(sequence, 0, 0);
         }
     }

@@ -81,7 +81,8 @@ impl Plan {
             (pool.slab_bytes * slabs) as u64 + u64::from(shards) * (1024 * KIB) as u64;
         let forgets_producers = universe.chance(150);
         let mut bounds = QueueBounds {
-            window_bytes: (batch_bytes_max * [1, 2, 8][universe.index(3)]) as u64,
+            // Two batches at least, as `limits.rs` has it.
+            window_bytes: (batch_bytes_max * [2, 3, 8][universe.index(3)]) as u64,
             in_flight_max: [20, 200, 1_000_000][universe.index(3)],
             ack_span_max: [300, 1_000_000][universe.index(2)],
             retry_waiting_max: [5, 50, 1_000_000][universe.index(3)],
