@@ -314,11 +314,12 @@ async fn a_message_that_is_held_keeps_its_lease() {
     let publisher = publisher(&broker.options(), "q").await;
     within(publisher.publish_many(["a", "b"]).await.unwrap()).await.unwrap();
     let options =
-        ConsumerOptions { lease: Some(Duration::from_millis(400)), ..ConsumerOptions::default() };
+        ConsumerOptions { lease: Some(Duration::from_secs(2)), ..ConsumerOptions::default() };
     let mut holder = within(Consumer::open(&broker.options(), "q", options)).await.unwrap();
     let held = within(holder.recv()).await.unwrap().unwrap();
-    // The second waits in the consumer, and is held as well.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    // The second waits in the consumer, and is held as well. Both well over their lease, which is
+    // long enough for a busy machine.
+    tokio::time::sleep(Duration::from_secs(5)).await;
     held.ack();
     within(holder.recv()).await.unwrap().unwrap().ack();
     let flushed = within(holder.flush()).await.unwrap();
