@@ -88,6 +88,13 @@ codes! {
     /// The subscription was deleted, or expired, while the handle was open.
     SubscriptionDeleted = 49, "subscription_deleted";
 
+    /// Memory is full, and what is spilled has reached `disk_limit`.
+    DiskLimit = 51, "disk_limit";
+    /// Memory is full, and the file system has no space left for what is spilled.
+    DiskFull = 52, "disk_full";
+    /// Memory is full and the disk cannot be written; or what was on disk cannot be read any more.
+    DiskError = 53, "disk_error";
+
     // 64..: a publish was refused.
     /// The batch does not decode: lengths, counts, reserved bytes.
     BadBatch = 64, "bad_batch";
@@ -137,6 +144,9 @@ impl ErrorCode {
             E::Draining
                 | E::ConnectionsMax
                 | E::MemoryLimit
+                | E::DiskLimit
+                | E::DiskFull
+                | E::DiskError
                 | E::WindowExceeded
                 | E::QueueMessagesMax
                 | E::QueueBytesMax

@@ -33,7 +33,7 @@ fn memory() -> Memory {
 
 fn queue(options: QueueOptions, memory: &mut Memory) -> Queue {
     let bounds = QueueBounds { window_bytes: 1 << 40, ..QueueBounds::default() };
-    let mut queue = Queue::new("q", options, bounds, Wall(1), 1, memory).unwrap();
+    let mut queue = Queue::new("q", options, bounds, 1, Wall(1), 1, memory).unwrap();
     let (asked, now) = (SubscriptionOptions::default(), Now::default());
     queue.create_subscription("default", asked, Start::Now, now, memory).unwrap();
     queue

@@ -43,7 +43,7 @@ impl Bench {
         let pool = ChunkPool::new(shape, Rc::new(HeapSlabs));
         let mut memory = Memory::new(Budget::new(16 << 20, 1 << 20), pool);
         let mut queue =
-            Queue::new("q", options, QueueBounds::default(), Wall(0), 1, &mut memory).unwrap();
+            Queue::new("q", options, QueueBounds::default(), 1, Wall(0), 1, &mut memory).unwrap();
         let now = Now { mono: Mono(0), wall: Wall(1) };
         queue.create_subscription("default", asked, Start::Now, now, &mut memory).unwrap();
         let subscription = queue.subscription_key("default").unwrap();

@@ -162,6 +162,9 @@ impl Core {
 pub(super) fn blocked_reason(block: Block) -> String {
     match block.code {
         ErrorCode::MemoryLimit => "the broker's memory limit leaves no room",
+        ErrorCode::DiskLimit => "memory is full, and on disk is as much as disk_limit allows",
+        ErrorCode::DiskFull => "memory is full, and the file system has no space left for more",
+        ErrorCode::DiskError => "memory is full, and the disk cannot be written",
         ErrorCode::QueueBytesMax => "the queue is at bytes_max",
         _ => "the queue is at messages_max",
     }

@@ -80,7 +80,7 @@ impl Core {
             let (subscription, sequence) = (out.subscription, out.run.sequence);
             let key = MoveKey { shard: self.config.shard, queue, subscription, sequence };
             let record_max = self.memory.record_content_bytes_max();
-            let Some(message) = dead_letter(&slot.queue, &out, record_max) else {
+            let Some(message) = dead_letter(&mut slot.queue, &out, record_max) else {
                 self.note_moved(key, Err(HOPS_REASON), now);
                 *budget = budget.saturating_sub(NOTES_BYTES);
                 if *budget == 0 {
@@ -224,12 +224,13 @@ impl Core {
 }
 
 /// A dead letter as it travels; `None` if it was one too often.
-fn dead_letter(queue: &Queue, out: &MoveOut, record_max: usize) -> Option<MovedMessage> {
-    let subscription = queue.subscription(out.subscription)?.name();
-    queue.move_out(&out.run, record_max, |own| {
+fn dead_letter(queue: &mut Queue, out: &MoveOut, record_max: usize) -> Option<MovedMessage> {
+    let subscription: Box<str> = queue.subscription(out.subscription)?.name().into();
+    let name: Box<str> = queue.name().into();
+    let moved = queue.move_out(&out.run, record_max, |own| {
         let letter = DeadLetter {
-            queue: queue.name(),
-            subscription,
+            queue: &name,
+            subscription: &subscription,
             sequence: out.run.sequence,
             reason: out.reason.name(),
             error: &out.text,
@@ -239,5 +240,6 @@ fn dead_letter(queue: &Queue, out: &MoveOut, record_max: usize) -> Option<MovedM
         };
         let again = dead_letter::hops(own) < DEAD_LETTER_HOPS_MAX;
         again.then(|| dead_letter::marked(own, &letter))
-    })
+    });
+    moved.expect("it was polled with its chunks in memory")
 }

@@ -59,7 +59,8 @@ impl Core {
         // Of two queues made at the same time the waits are drawn differently.
         let seed = self.now.wall.0 ^ self.queues_made << 48;
         let (bounds, created) = (self.config.bounds, self.now.wall);
-        let queue = Queue::new(name, options, bounds, created, seed, &mut self.memory);
+        let number = self.queues_made;
+        let queue = Queue::new(name, options, bounds, number, created, seed, &mut self.memory);
         let mut queue =
             queue.map_err(|full| Refused::new(ErrorCode::MemoryLimit, full.to_string()))?;
         for subscription in subscriptions {
@@ -121,7 +122,7 @@ impl Core {
         Ok(Some(Answer::QueueRemoved(wire::QueueRemovedT { messages, bytes })))
     }
 
-    pub fn peek_queue(&self, body: &wire::QueuePeekT) -> Result<Option<Answer>, Refused> {
+    pub fn peek_queue(&mut self, body: &wire::QueuePeekT) -> Result<Option<Answer>, Refused> {
         let key = self.find_queue(&body.name)?;
         if body.skip > PEEK_SKIP_MAX {
             let text = format!("a peek may pass over {PEEK_SKIP_MAX} messages");
@@ -130,10 +131,13 @@ impl Core {
         }
         let name = body.subscription.as_deref().unwrap_or_default();
         let subscription = self.find_subscription_or_only(key, name)?;
-        let Some(slot) = self.queues.at(key) else { return Ok(None) };
+        let Some(slot) = self.queues.at_mut(key) else { return Ok(None) };
         let count_max = body.count_max.clamp(1, PEEK_COUNT_MAX) as usize;
         let bytes_max = ANSWER_PAYLOAD_BYTES_MAX / 2;
-        let (peeked, more) = slot.queue.peek(subscription, body.skip, count_max, bytes_max);
+        let peeked = slot.queue.peek(subscription, body.skip, count_max, bytes_max);
+        let (peeked, more) = peeked.map_err(|absent| {
+            Refused::new(ErrorCode::MemoryLimit, format!("{absent}; ask again"))
+        })?;
         let messages = peeked
             .into_iter()
             .map(|message| wire::PeekedMessageT {

@@ -10,7 +10,7 @@ use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::FrameHeader;
 use crate::protocol::wire;
 use crate::queue::Queue;
-use crate::queue::log::Run;
+use crate::queue::log::{Absent, Run};
 use crate::queue::memory::Account;
 use crate::queue::moved::{MoveKey, MovedMessage};
 use crate::queue::policy::is_name;
@@ -157,7 +157,8 @@ impl Core {
                 return;
             }
             let after = job.answer.last_sequence;
-            let runs = queue.ready_behind(job.subscription, after, LOOK_COUNT);
+            // What must be read first comes with a later tick.
+            let Ok(runs) = queue.ready_behind(job.subscription, after, LOOK_COUNT) else { return };
             if runs.is_empty() {
                 job.answer.finished = true;
                 job.ended = true;
@@ -184,7 +185,8 @@ impl Core {
             return false;
         }
         job.look_left -= 1;
-        let found = job.judge(&slot.queue, run, self.memory.record_content_bytes_max());
+        let record_max = self.memory.record_content_bytes_max();
+        let Ok(found) = job.judge(&mut slot.queue, run, record_max) else { return false };
         let (target, only, message) = match found {
             Found::Goes(target, only, message) => (target, only, message),
             Found::Other => {
@@ -238,7 +240,8 @@ impl Redrive {
     }
 
     /// Where a message goes, as one that travels.
-    fn judge(&self, queue: &Queue, run: &Run, record_max: usize) -> Found {
+    fn judge(&self, queue: &mut Queue, run: &Run, record_max: usize) -> Result<Found, Absent> {
+        let name: Box<str> = queue.name().into();
         let mut found = Found::Other;
         let mut goes = None;
         let message = queue.move_out(run, record_max, |own| {
@@ -248,7 +251,7 @@ impl Redrive {
             {
                 return None;
             }
-            let origin = text(dead_letter::QUEUE).filter(|name| *name != queue.name());
+            let origin = text(dead_letter::QUEUE).filter(|origin| *origin != &*name);
             let Some(target) = self.target.as_deref().or(origin) else {
                 found = Found::NoOrigin;
                 return None;
@@ -256,10 +259,10 @@ impl Redrive {
             let only = text(dead_letter::SUBSCRIPTION).filter(|_| origin == Some(target));
             goes = Some((Box::from(target), only.map(Box::from)));
             Some(dead_letter::stripped(own))
-        });
-        match (goes, message) {
+        })?;
+        Ok(match (goes, message) {
             (Some((target, only)), Some(message)) => Found::Goes(target, only, message),
             _ => found,
-        }
+        })
     }
 }

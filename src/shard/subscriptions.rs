@@ -151,5 +151,8 @@ pub(super) fn refused_subscription(
             let (limit, max) = ("memory_limit", full.limit_bytes);
             Refused::limit(ErrorCode::MemoryLimit, limit, max, full.to_string())
         }
+        CreateSubscriptionError::Absent(_) => {
+            Refused::new(ErrorCode::MemoryLimit, error.to_string())
+        }
     }
 }

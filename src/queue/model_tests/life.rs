@@ -194,7 +194,7 @@ impl Life {
         let mut memory = memory();
         let bounds =
             QueueBounds { window_bytes: 1 << 40, retry_waiting_max, ..QueueBounds::default() };
-        let mut queue = Queue::new("q", options, bounds, Wall(1), 1, &mut memory).unwrap();
+        let mut queue = Queue::new("q", options, bounds, 1, Wall(1), 1, &mut memory).unwrap();
         let producer = queue.open_producer(owner(1), 7, 1, &mut memory).unwrap().key;
         let mut life = Life {
             queue,
