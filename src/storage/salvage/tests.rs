@@ -146,14 +146,14 @@ fn a_flipped_bit_costs_the_batch_it_is_in_or_nothing() {
     }
 }
 
-/// The times of the batches that are not lost are off by no more than the distance of their
-/// neighbours; the first and the last have only one, and theirs is believed.
+/// The times of the batches that are not lost are off by no more than the distance of those
+/// around them; the first and the last have only one, and theirs is believed.
 fn check_times(image: &[u8], lost: Vec<Range<u64>>) {
     for (nth, found) in (Batches { image, at: CHUNK_HEADER_BYTES }).enumerate() {
         let is_lost = lost.iter().any(|lost| lost.contains(&found.prefix.base_sequence));
         if !is_lost && nth > 0 && nth + 1 < COUNTS.len() {
             let expected = TIME_US + 1000 * nth as u64;
-            assert!(found.prefix.accepted_us.abs_diff(expected) <= 1000, "batch {nth}");
+            assert!(found.prefix.accepted_us.abs_diff(expected) <= 2000, "batch {nth}");
         }
         assert!(found.prefix.accepted_us <= TIME_US_MAX);
     }
