@@ -328,7 +328,7 @@ impl Pair {
         let QueueOptions { messages_max, bytes_max, .. } = *queue.options();
         assert!(messages_max == 0 || queue.messages() <= messages_max);
         assert!(bytes_max == 0 || queue.bytes() <= bytes_max);
-        let (peeked, more) = queue.peek(self.subscription, 0, 1000, 1 << 20);
+        let (peeked, more) = queue.peek(self.subscription, 0, 1000, 1 << 20).unwrap();
         let sequences: Vec<u64> = peeked.iter().map(|message| message.sequence).collect();
         assert_eq!(sequences, self.ready.iter().copied().collect::<Vec<_>>());
         assert!(!more);
