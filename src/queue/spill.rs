@@ -11,10 +11,9 @@
 //! A clean chunk keeps its place on disk until all its messages are done, so that it can leave
 //! memory again at once. Acks, purges and ends of leases need no chunk in memory.
 
-use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
+use crate::base::chunk_pool::SealedChunk;
 use crate::base::time::Now;
 use crate::format::chunk::{self, ChunkName};
-use crate::limits::CHUNK_HEADER_BYTES;
 use crate::protocol::error::ErrorCode;
 use crate::queue::Queue;
 use crate::queue::consumer::Consumer;
@@ -343,9 +342,7 @@ impl Log {
             self.spilled.dirty_chunks -= 1;
             self.spilled.dirty_bytes -= bytes;
             if let Some(writer) = writer {
-                let batch_count = count_batches(&writer);
-                let sealed = chunk::seal(writer, name, batch_count);
-                self.spilled.sealed.insert(chunk, sealed);
+                self.spilled.sealed.insert(chunk, chunk::seal(writer, name));
             }
             let sealed = self.spilled.sealed.get(&chunk).expect("what was not written is kept");
             return Some(Victim { chunk, sealed: sealed.clone() });
@@ -497,13 +494,4 @@ impl super::log::Spilled {
         self.absent_messages -= u64::from(entry.count);
         self.absent_bytes -= u64::from(entry.filled);
     }
-}
-
-fn count_batches(writer: &ChunkWriter) -> u32 {
-    let (mut at, mut count) = (CHUNK_HEADER_BYTES, 0);
-    while at < writer.filled_bytes() {
-        at = super::log::batch_end(writer.slice(at..writer.filled_bytes()), at);
-        count += 1;
-    }
-    count
 }

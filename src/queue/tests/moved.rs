@@ -13,9 +13,9 @@ fn key(sequence: u64) -> MoveKey {
 fn message(body: &str) -> MovedMessage {
     let mut source = Bench::new(options());
     source.publish(&[body]);
-    let run = source.queue.ready_behind(source.subscription, 0, 1)[0];
+    let run = source.queue.ready_behind(source.subscription, 0, 1).unwrap()[0];
     let record_max = source.memory.record_content_bytes_max();
-    source.queue.move_out(&run, record_max, |own| Some(own.to_vec())).unwrap()
+    source.queue.move_out(&run, record_max, |own| Some(own.to_vec())).unwrap().unwrap()
 }
 
 impl Bench {
