@@ -104,6 +104,32 @@ impl TestDisk {
         Some((range, count))
     }
 
+    /// What is counted of chunks on disk and to be written is what there is.
+    pub fn check(queue: &Queue) {
+        let (log, spilled) = (&queue.log, &queue.log.spilled);
+        let tail = log.writer.as_ref().map(|_| log.chunks.len() - 1);
+        let held = log.chunks.iter().enumerate().filter_map(|(nth, entry)| Some((nth, entry.as_ref()?)));
+        let (mut dirty, mut absent, mut memory) = ((0, 0), (0, 0, 0), 0);
+        for (nth, entry) in held {
+            memory += entry.memory_bytes();
+            if entry.is_dirty() && Some(nth) != tail {
+                dirty = (dirty.0 + 1, dirty.1 + entry.memory_bytes());
+                let chunk = log.front + nth as u64;
+                assert!(spilled.dirty.contains(&chunk));
+                assert!(entry.writer.is_some() || spilled.sealed.contains_key(&chunk));
+            }
+            if entry.reader.is_none() {
+                assert!(entry.place.is_some() && entry.pending > 0 || entry.count == 0);
+                let (messages, bytes) = (u64::from(entry.count), u64::from(entry.filled));
+                absent = (absent.0 + 1, absent.1 + messages, absent.2 + bytes);
+            }
+        }
+        assert_eq!((spilled.dirty_chunks, spilled.dirty_bytes), dirty);
+        assert_eq!(spilled.absent_chunks, absent.0);
+        assert_eq!((queue.spilled_messages(), queue.spilled_bytes()), (absent.1, absent.2));
+        assert_eq!(queue.memory_bytes(), memory);
+    }
+
     /// What can leave memory at once does.
     pub fn evict(&mut self, queue: &mut Queue) {
         self.clean.retain(|&chunk| queue.evict(chunk, 0) == Eviction::Needed);

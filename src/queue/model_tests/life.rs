@@ -826,6 +826,7 @@ impl Life {
     }
 
     fn compare(&self) {
+        TestDisk::check(&self.queue);
         let counters = self.queue.counters();
         assert_eq!(
             (counters.published, counters.dropped_newest),
