@@ -84,7 +84,7 @@ impl Queue {
         if !self.log.handle_spilled(chunk, place) {
             return Eviction::Gone;
         }
-        self.evict(chunk, 0)
+        self.evict(chunk, 1)
     }
 
     /// A chunk could not be written: it is dirty as before.
@@ -165,7 +165,8 @@ impl Queue {
         count
     }
 
-    /// A clean chunk may leave memory, if nobody needs it before `near` other chunks.
+    /// A clean chunk may leave memory, unless somebody waits for it, or it is one of the next `near`
+    /// chunks of a cursor that goes on, the one where it stands included.
     pub fn evict(&mut self, chunk: u64, near: u32) -> Eviction {
         match self.log.held(chunk) {
             Some(entry) if entry.reader.is_some() && entry.place.is_some() => {}
@@ -219,10 +220,11 @@ impl Subscription {
         self.ready > 0 && self.consumer_count() > 0
     }
 
-    /// Whether it needs a chunk before `near` others.
+    /// Whether it waits for a chunk, or comes to it within `near` chunks.
     fn needs(&self, chunk: u64, near: u32) -> bool {
-        let ahead = self.cursor.chunk..=self.cursor.chunk + u64::from(near);
-        (self.reads_ahead()
+        let ahead = self.cursor.chunk..self.cursor.chunk + u64::from(near);
+        (near > 0
+            && self.reads_ahead()
             && (ahead.contains(&chunk) || self.due.first_ready_chunk() == Some(chunk)))
             || self.waits == Some(chunk)
             || self.is_amid(chunk)

@@ -86,11 +86,6 @@ impl TestDisk {
         true
     }
 
-    /// All that somebody waits for is read.
-    pub fn refill_all(&mut self, queue: &mut Queue, memory: &mut Memory) {
-        while self.refill(queue, memory, 0) {}
-    }
-
     /// The next chunk that is wanted cannot be read. Returns its messages.
     pub fn lose(
         &mut self,
