@@ -18,6 +18,8 @@ pub const SLAB_BYTES: usize = 2 * MIB;
 pub const CHUNK_HEADER_BYTES: usize = 64;
 /// Alignment of chunks in memory and on disk, for O_DIRECT.
 pub const DISK_ALIGN_BYTES: usize = 4 * KIB;
+/// Chunk images in one write: as many of the smallest as fill the largest chunk.
+pub const DISK_WRITE_CHUNKS_MAX: usize = CHUNK_BYTES_MAX / CHUNK_CLASS_BYTES[0];
 
 /// The broker's own prefix of a batch in a chunk.
 pub const BATCH_PREFIX_BYTES: usize = 16;
@@ -195,6 +197,8 @@ const _: () = {
         assert!(class == 0 || CHUNK_CLASS_BYTES[class] > CHUNK_CLASS_BYTES[class - 1]);
         class += 1;
     }
+    // What one call of the system takes (IOV_MAX).
+    assert!(DISK_WRITE_CHUNKS_MAX > 0 && DISK_WRITE_CHUNKS_MAX <= 1024);
     assert!(CHUNK_HEADER_BYTES + 4 * BATCH_BYTES_MAX <= CHUNK_BYTES_MAX);
     assert!(BATCH_WIRE_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(DELIVER_HEADER_BYTES + BATCH_RECORDS_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);

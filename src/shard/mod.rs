@@ -227,6 +227,7 @@ impl<W: World> Shard<W> {
         self.core.unblock();
         self.core.confirm();
         self.flush(now);
+        self.disk.flush();
         self.core.send_mail();
         if self.core.is_drained(now) {
             return Ok(self.stop());
