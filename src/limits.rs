@@ -60,6 +60,27 @@ pub const MEMORY_GRANT_BYTES: usize = 4 * MIB;
 /// Kept per shard so that acks, control and drains go on when memory is full.
 pub const MEMORY_RESERVE_BYTES: usize = 4 * MIB;
 
+// ---- overflow to disk ----
+
+/// One slot of a spill file: what one write fills.
+pub const SPILL_SLOT_BYTES: usize = MIB;
+/// Slots by which a spill file grows and shrinks, unless `disk_limit` is small.
+pub const SPILL_EXTENT_SLOTS: u32 = 64;
+/// Slots of one shard that are written at a time.
+pub const SPILL_WRITE_DEPTH: usize = 4;
+/// Images of one shard that are read at a time.
+pub const SPILL_READ_DEPTH: usize = 4;
+/// Writes that fail one after the other before the disk is said to fail.
+pub const SPILL_FAILURES_MAX: u32 = 3;
+/// A disk that is full or fails is tried again after so long.
+pub const SPILL_RETRY_MS: u64 = 1000;
+/// Without a write for so long, the disk is calm: blocks that nothing needs are given back.
+pub const SPILL_CALM_MS: u64 = 5000;
+/// In calm, one extent per so long is given back.
+pub const SPILL_RELEASE_PACE_MS: u64 = 1000;
+/// Extents that are given back at a time when it is asked for.
+pub const SPILL_RELEASE_DEPTH: usize = 4;
+
 // ---- frames ----
 
 /// First bytes of a connection, both ways.
@@ -200,6 +221,14 @@ const _: () = {
     // What one call of the system takes (IOV_MAX).
     assert!(DISK_WRITE_CHUNKS_MAX > 0 && DISK_WRITE_CHUNKS_MAX <= 1024);
     assert!(CHUNK_HEADER_BYTES + 4 * BATCH_BYTES_MAX <= CHUNK_BYTES_MAX);
+    assert!(CHUNK_BYTES_MAX <= SPILL_SLOT_BYTES);
+    assert!(SPILL_SLOT_BYTES.is_multiple_of(DISK_ALIGN_BYTES));
+    // Pages of a slot are counted in a byte.
+    assert!(SPILL_SLOT_BYTES / DISK_ALIGN_BYTES <= 256);
+    assert!(SPILL_EXTENT_SLOTS > 0 && SPILL_WRITE_DEPTH > 0 && SPILL_READ_DEPTH > 0);
+    assert!(SPILL_RELEASE_DEPTH > 0);
+    // A write that comes while the disk is given blocks back finds it calm again before the next.
+    assert!(SPILL_RELEASE_PACE_MS <= SPILL_CALM_MS);
     assert!(BATCH_WIRE_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(DELIVER_HEADER_BYTES + BATCH_RECORDS_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(PROPERTIES_BYTES_MAX + RECORD_HEADER_BYTES < BATCH_RECORDS_BYTES_MAX);

@@ -366,6 +366,39 @@ impl ChunkWriter {
     pub fn loaded_image(&self) -> &[u8] {
         self.raw.slice(0..self.raw.filled.get())
     }
+
+    /// All bytes of a chunk that an image was loaded into, to mend it.
+    ///
+    /// # Panics
+    /// If there is a reader.
+    pub fn loaded_bytes(&mut self) -> &mut [u8] {
+        assert_eq!(self.raw.handles.get(), 1, "a chunk that is read cannot be mended");
+        // SAFETY: as in `load`: the only handle is borrowed mutably, and all bytes are initialised.
+        unsafe { std::slice::from_raw_parts_mut(self.raw.start.as_ptr(), self.raw.bytes) }
+    }
+
+    /// Forgets what was loaded, so that an image can be loaded again.
+    ///
+    /// # Panics
+    /// If there is a reader.
+    pub fn unload(&mut self) {
+        assert_eq!(self.raw.handles.get(), 1, "a chunk that is read cannot be loaded");
+        self.raw.filled.set(self.raw.header_bytes);
+    }
+
+    /// Ends the filling of a chunk whose image, with a header, was loaded or written by
+    /// [`ChunkWriter::loaded_bytes`]: `used_bytes` of it count, and the padding behind them up to
+    /// `align_bytes` is zeroed.
+    ///
+    /// # Panics
+    /// If there is a reader, or `used_bytes` are less than a header or more than the chunk.
+    pub fn seal_loaded(mut self, used_bytes: usize, align_bytes: usize) -> SealedChunk {
+        assert!(used_bytes >= self.raw.header_bytes && used_bytes <= self.raw.bytes);
+        let image_bytes = used_bytes.next_multiple_of(align_bytes).min(self.raw.bytes);
+        self.loaded_bytes()[used_bytes..image_bytes].fill(0);
+        self.raw.filled.set(used_bytes);
+        SealedChunk { reader: self.reader(), image_bytes }
+    }
 }
 
 impl Drop for ChunkWriter {
@@ -511,6 +544,27 @@ mod tests {
         assert_eq!(bytes, 512);
         assert_eq!(again.loaded_image(), sealed.image());
         assert_eq!(again.slice(64..68), b"body");
+        again.unload();
+        again.load(|all| {
+            all[..512].copy_from_slice(sealed.image());
+            all[100] = 9;
+            512
+        });
+        again.loaded_bytes()[64..68].copy_from_slice(b"mend");
+        let again = again.seal_loaded(68, 512);
+        assert_eq!((again.reader().filled_bytes(), again.image().len()), (68, 512));
+        assert_eq!(again.reader().slice(64..68), b"mend");
+        assert!(again.image()[68..].iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "cannot be mended")]
+    fn a_chunk_that_is_read_is_not_mended() {
+        let pool = pool();
+        assert!(pool.grow(0));
+        let mut writer = pool.take(0).unwrap();
+        let _reader = writer.reader();
+        writer.loaded_bytes();
     }
 
     #[test]
