@@ -13,6 +13,7 @@ pub mod memory;
 pub mod mio_net;
 pub mod process;
 pub mod thread_disk;
+pub mod volume;
 
 use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
 use crate::base::time::Now;

@@ -3,6 +3,7 @@
 //! [`run`] takes what must be had alone (data directory, address), starts the shards on threads of
 //! their own, says on standard output that it is ready, and returns when the broker has drained.
 
+pub mod disk_limit;
 pub mod signals;
 mod threads;
 
