@@ -62,6 +62,23 @@ pub const MEMORY_RESERVE_BYTES: usize = 4 * MIB;
 
 // ---- overflow to disk ----
 
+/// Smallest `disk_limit` of a shard that spills: a few extents.
+pub const DISK_LIMIT_BYTES_MIN: usize = 16 * MIB;
+/// Largest watermark, in percent of the memory for messages: something must be left to go on in
+/// while the disk makes room.
+pub const WATERMARK_PERCENT_MAX: u32 = 95;
+/// Chunks that one queue reads ahead at least, where one of its cursors meets what is on disk.
+pub const READ_AHEAD_CHUNKS_MIN: u32 = 2;
+/// The same, of a cursor that is as fast as the disk.
+pub const READ_AHEAD_CHUNKS_MAX: u32 = 16;
+/// What is read ahead and not yet needed may have one in so many parts of the memory for messages.
+pub const READ_AHEAD_MEMORY_SHARE: u64 = 4;
+/// Chunks that one tick of a shard takes out of queues to write them, or drops from memory.
+pub const VICTIMS_PER_TICK_MAX: usize = 512;
+/// Peeks and the like of one shard that wait for what is on disk.
+pub const WAITING_FOR_DISK_MAX: usize = 64;
+/// They are refused after so long.
+pub const WAITING_FOR_DISK_MS: u64 = 10_000;
 /// One slot of a spill file: what one write fills.
 pub const SPILL_SLOT_BYTES: usize = MIB;
 /// Slots by which a spill file grows and shrinks, unless `disk_limit` is small.
@@ -222,6 +239,10 @@ const _: () = {
     assert!(DISK_WRITE_CHUNKS_MAX > 0 && DISK_WRITE_CHUNKS_MAX <= 1024);
     assert!(CHUNK_HEADER_BYTES + 4 * BATCH_BYTES_MAX <= CHUNK_BYTES_MAX);
     assert!(CHUNK_BYTES_MAX <= SPILL_SLOT_BYTES);
+    assert!(DISK_LIMIT_BYTES_MIN >= 4 * SPILL_SLOT_BYTES);
+    assert!(WATERMARK_PERCENT_MAX < 100 && READ_AHEAD_MEMORY_SHARE > 1);
+    assert!(READ_AHEAD_CHUNKS_MIN > 0 && READ_AHEAD_CHUNKS_MIN <= READ_AHEAD_CHUNKS_MAX);
+    assert!(VICTIMS_PER_TICK_MAX >= DISK_WRITE_CHUNKS_MAX);
     assert!(SPILL_SLOT_BYTES.is_multiple_of(DISK_ALIGN_BYTES));
     // Pages of a slot are counted in a byte.
     assert!(SPILL_SLOT_BYTES / DISK_ALIGN_BYTES <= 256);
