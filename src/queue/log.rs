@@ -53,10 +53,23 @@ pub struct Run {
     pub count: u32,
     /// Their records' bytes; of a large message all fragments'.
     pub bytes: u64,
+    /// What its subscription accounts for them: `bytes` of what came from the log as it stands, a
+    /// [`Run::share`] of a run that was cut since. So it adds up without a look at the records.
+    pub charge: u64,
     /// Sequence of the first.
     pub sequence: u64,
     /// Whether it is one large message in fragments.
     pub large: bool,
+}
+
+impl Run {
+    /// What messages `skip..skip + take` count of its charge. Shares that follow on one another add
+    /// up, and those of all of it are the charge.
+    #[inline]
+    pub fn share(&self, skip: u32, take: u32) -> u64 {
+        let front = |count: u32| self.charge * u64::from(count) / u64::from(self.count);
+        front(skip + take) - front(skip)
+    }
 }
 
 /// The bytes of a run, or of one fragment, ready for a deliver frame.
@@ -195,7 +208,7 @@ impl Log {
         let chunk = self.chunk(at.chunk);
         if chunk.chain_chunks > 0 {
             let (bytes, sequence) = (chunk.chain_bytes, chunk.first_sequence);
-            let run = Run { at, count: 1, bytes, sequence, large: true };
+            let run = Run { at, count: 1, bytes, charge: bytes, sequence, large: true };
             return Some((run, Position::chunk_start(at.chunk + u64::from(chunk.chain_chunks))));
         }
         let head = chunk.reader.slice(at.batch as usize..at.batch as usize + HEAD_BYTES);
@@ -213,7 +226,7 @@ impl Log {
         } else {
             Position { record: at.record + bytes as u32, nth: at.nth + count, ..at }
         };
-        Some((Run { at, count, bytes, sequence, large: false }, next))
+        Some((Run { at, count, bytes, charge: bytes, sequence, large: false }, next))
     }
 
     /// As many messages from the front of `run` as fit: at most `records_max`, of which the last
@@ -241,7 +254,8 @@ impl Log {
         let (_, bytes) = measure(&records[skipped as usize..], take, u64::MAX);
         let at =
             Position { record: run.at.record + skipped as u32, nth: run.at.nth + skip, ..run.at };
-        Run { at, count: take, bytes, sequence: run.sequence + u64::from(skip), ..*run }
+        let (sequence, charge) = (run.sequence + u64::from(skip), run.share(skip, take));
+        Run { at, count: take, bytes, charge, sequence, ..*run }
     }
 
     /// The bytes of a run that is no large message.
@@ -299,22 +313,6 @@ impl Log {
             Some(Some(tail)) => Position::batch_start(next - 1, tail.reader.filled_bytes()),
             _ => Position::chunk_start(next),
         }
-    }
-
-    /// Bytes of those messages of a run that are wanted.
-    pub fn sum_bytes(&self, run: &Run, wanted: impl Fn(u32) -> bool) -> u64 {
-        if run.large {
-            return if wanted(0) { run.bytes } else { 0 };
-        }
-        let records = self.run_bytes(run);
-        let records = records.chunk.slice(records.range);
-        let (mut at, mut sum) = (0, 0);
-        for nth in 0..run.count {
-            let bytes = record_bytes(records, at);
-            sum += if wanted(nth) { bytes as u64 } else { 0 };
-            at += bytes;
-        }
-        sum
     }
 
     /// Counts messages `first..end` as done, as far as they stand in the chunk of `at` or behind

@@ -149,7 +149,7 @@ impl Subscription {
             |portions: &[Portion]| portions.iter().map(|p| u64::from(p.left())).sum::<u64>();
         let (mut dropped, delayed) = (count(&ready), count(&waiting));
         for portion in ready.iter().chain(&waiting) {
-            self.bytes -= portion.bytes(parts.log);
+            self.bytes -= portion.charge();
             parts.log.done(portion.run.at.chunk, portion.left());
         }
         let end = run.sequence + u64::from(run.count);

@@ -101,7 +101,7 @@ impl Subscription {
         let (log, floor) = (&mut *parts.log, self.span_floor);
         let records = consumer.leases.take_range(first, last, |portion| {
             acked += u64::from(portion.left());
-            bytes += portion.bytes(log);
+            bytes += portion.charge();
             stale |= portion.run.sequence <= floor;
             log.done(portion.run.at.chunk, portion.left());
         });
@@ -229,7 +229,7 @@ impl Subscription {
             Moved::Gone(run, reason) => {
                 let redriven = reason == MoveReason::Redrive;
                 self.dead_lettering -= 1;
-                self.bytes -= run.bytes;
+                self.bytes -= run.charge;
                 self.counters.redriven += u64::from(redriven);
                 parts.counters.redriven += u64::from(redriven);
                 self.counters.dead_lettered += u64::from(!redriven);

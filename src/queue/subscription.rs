@@ -332,7 +332,7 @@ impl Subscription {
     pub(super) fn purge(&mut self, parts: &mut Parts<'_>) -> (u64, u64) {
         let messages = self.ready + self.delayed;
         let [in_flight, _, dead] = self.held();
-        let stays = in_flight.iter().chain(&dead).map(|portion| portion.bytes(parts.log)).sum();
+        let stays = in_flight.iter().chain(&dead).map(|portion| portion.charge()).sum();
         let bytes = self.bytes - stays;
         for portion in self.due.drain() {
             parts.log.done(portion.run.at.chunk, portion.left());
@@ -568,7 +568,7 @@ impl Subscription {
         }
         let bytes = parts.log.run_bytes(&run);
         if auto_ack {
-            self.count_done(count, run.bytes, parts);
+            self.count_done(count, run.charge, parts);
             parts.log.done(run.at.chunk, run.count);
         }
         self.turn(key, parts);

@@ -139,7 +139,7 @@ impl Queue {
         for portion in behind.into_values() {
             let count = portion.left();
             self.log.hold(portion.run.at.chunk, count);
-            made.handle_appended(u64::from(count), portion.bytes(&self.log));
+            made.handle_appended(u64::from(count), portion.charge());
             made.due.put_ready(portion);
         }
         let mut from = first;
