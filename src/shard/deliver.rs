@@ -87,6 +87,7 @@ impl Core {
             self.short_of_memory.push(key);
         }
         self.arm_queue(key);
+        self.note_wants(key);
         true
     }
 

@@ -124,6 +124,7 @@ impl Core {
         }
         let published = slot.queue.publish(producer, payload, self.now.wall, &mut self.memory);
         activate(&mut self.active, slot, queue);
+        self.spill.note(queue, slot, false);
         if slot.queue.note_confirm_listed(producer) {
             self.to_confirm.push((queue, producer));
         }

@@ -164,6 +164,7 @@ impl Core {
         };
         let (only, memory) = (asked.only.as_deref(), &mut self.memory);
         let accepted = slot.queue.accept_move(key, &asked.message, only, now.wall, memory);
+        self.spill.note(target, slot, false);
         self.activate(target);
         let outcome = accepted.map_err(|refused| refused.name());
         MoveDone { key, home, target: Some(target), bytes, outcome }

@@ -4,6 +4,7 @@ use crate::base::slot_map::Key;
 use crate::limits::{ANSWER_PAYLOAD_BYTES_MAX, PEEK_COUNT_MAX, PEEK_SKIP_MAX, SUBSCRIPTIONS_MAX};
 use crate::protocol::control::Answer;
 use crate::protocol::error::ErrorCode;
+use crate::protocol::frame::FrameHeader;
 use crate::protocol::wire;
 use crate::queue::Queue;
 use crate::queue::policy::{QueueOptions, Start, SubscriptionOptions, is_name};
@@ -97,6 +98,7 @@ impl Core {
         self.names.remove(body.name.as_str());
         let Some(slot) = self.queues.remove(key) else { return Ok(None) };
         self.disarm_queue(key, &slot);
+        self.spill.forget(key, &slot);
         let producers = slot.queue.producers().map(|(_, producer)| producer.owner);
         let owners: Vec<_> = producers.chain(slot.queue.consumer_owners()).collect();
         self.deleted.add(slot.queue.counters());
@@ -121,7 +123,20 @@ impl Core {
         Ok(Some(Answer::QueueRemoved(wire::QueueRemovedT { messages, bytes })))
     }
 
-    pub fn peek_queue(&self, body: &wire::QueuePeekT) -> Result<Option<Answer>, Refused> {
+    pub fn peek_queue(
+        &mut self,
+        connection: Key,
+        header: &FrameHeader,
+        body: wire::QueuePeekT,
+    ) -> Result<Option<Answer>, Refused> {
+        match self.try_peek(&body)? {
+            Some(answer) => Ok(Some(answer)),
+            None => self.wait_with_peek(connection, header, body),
+        }
+    }
+
+    /// A look at messages; `None` if it needs what is on disk, which then is asked for.
+    pub(super) fn try_peek(&mut self, body: &wire::QueuePeekT) -> Result<Option<Answer>, Refused> {
         let key = self.find_queue(&body.name)?;
         if body.skip > PEEK_SKIP_MAX {
             let text = format!("a peek may pass over {PEEK_SKIP_MAX} messages");

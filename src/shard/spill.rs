@@ -27,7 +27,6 @@ use crate::storage::spill::{
     WriteError, Written,
 };
 use std::collections::{BTreeSet, VecDeque};
-use std::io::ErrorKind;
 use std::sync::Arc;
 
 /// Whose chunk is written or read.
@@ -46,6 +45,7 @@ struct Open {
     store: SpillStore<Owner>,
     budget: Arc<DiskBudget>,
     headroom_bytes: u64,
+    extent_bytes: u64,
 }
 
 /// See the module.
@@ -75,6 +75,8 @@ pub(super) struct Spill {
     pub(super) requests: VecDeque<DiskRequest>,
     /// The store may have something to ask of the file system.
     look: bool,
+    /// Of the file system, when it was asked last; 0 where it does not say.
+    free_bytes: u64,
     /// Charged for the store.
     charged_bytes: usize,
     said: SpillState,
@@ -112,6 +114,7 @@ impl Spill {
             refills: VecDeque::new(),
             requests: VecDeque::new(),
             look: true,
+            free_bytes: 0,
             charged_bytes: 0,
             said: SpillState::Off,
             writes: 0,
@@ -121,14 +124,19 @@ impl Spill {
 
     /// Chunks go to this file from now on.
     pub fn open(&mut self, file: FileId, shape: SpillShape, budget: Arc<DiskBudget>) {
-        let headroom_bytes = shape.headroom_bytes;
+        let (headroom_bytes, extent_bytes) = (shape.headroom_bytes, shape.extent_bytes());
         let store = SpillStore::new(shape, Arc::clone(&budget));
-        self.open = Some(Open { file, store, budget, headroom_bytes });
+        self.open = Some(Open { file, store, budget, headroom_bytes, extent_bytes });
     }
 
     /// The store, where there is a file.
     pub fn store(&mut self) -> Option<&mut SpillStore<Owner>> {
         self.open.as_mut().map(|open| &mut open.store)
+    }
+
+    /// By what the file grows and shrinks.
+    pub fn extent_bytes(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.extent_bytes)
     }
 
     pub fn file(&self) -> Option<FileId> {
@@ -138,6 +146,11 @@ impl Spill {
     /// What the store has done and holds.
     pub fn stats(&self) -> SpillStats {
         self.open.as_ref().map(|open| open.store.stats()).unwrap_or_default()
+    }
+
+    /// Free in the file system, as it was when the store last asked.
+    pub fn free_bytes(&self) -> u64 {
+        self.free_bytes
     }
 
     /// What all spill files may take.
@@ -182,17 +195,26 @@ impl Spill {
         let closed = rank(slot.queue.spillable_bytes());
         let tail = rank(slot.queue.tail_bytes());
         if closed > slot.spill_rank || (exactly && closed != slot.spill_rank) {
-            place(&mut self.closed, key, slot.spill_rank, closed);
+            put(&mut self.closed, key, slot.spill_rank, closed);
             slot.spill_rank = closed;
         }
         if tail > slot.tail_rank || (exactly && tail != slot.tail_rank) {
-            place(&mut self.tails, key, slot.tail_rank, tail);
+            put(&mut self.tails, key, slot.tail_rank, tail);
             slot.tail_rank = tail;
         }
     }
+
+    /// A queue has nothing to give after all.
+    fn pass_over(&mut self, key: Key, slot: &mut QueueSlot, tails: bool) {
+        let (queues, rank) = match tails {
+            true => (&mut self.tails, &mut slot.tail_rank),
+            false => (&mut self.closed, &mut slot.spill_rank),
+        };
+        put(queues, key, std::mem::take(rank), 0);
+    }
 }
 
-fn place(queues: &mut BTreeSet<(u8, Key)>, key: Key, before: u8, after: u8) {
+fn put(queues: &mut BTreeSet<(u8, Key)>, key: Key, before: u8, after: u8) {
     if before > 0 {
         queues.remove(&(before, key));
     }
@@ -308,9 +330,7 @@ impl Core {
             self.spill.note(key, slot, true);
             let Some(victim) = victim else {
                 // What it has cannot go now; it is noted again when it grows.
-                slot.forget_rank(tails);
-                let queues = if tails { &mut self.spill.tails } else { &mut self.spill.closed };
-                queues.remove(&(rank, key));
+                self.spill.pass_over(key, slot, tails);
                 continue;
             };
             let bytes = victim.sealed.reader().capacity_bytes() as u32;
@@ -409,7 +429,9 @@ impl Core {
         }
         let open = self.spill.open.as_mut()?;
         let file = open.file;
-        let request = open.store.poll_request(now, free_bytes());
+        let free_bytes = free_bytes();
+        self.spill.free_bytes = free_bytes.unwrap_or(0);
+        let request = open.store.poll_request(now, free_bytes);
         if request.is_none() {
             self.spill.look = false;
             self.charge_store();
@@ -471,10 +493,7 @@ pub(super) fn state_text(state: SpillState) -> String {
         SpillState::Full(FullReason::Limit) => "full: disk_limit".to_owned(),
         SpillState::Full(FullReason::Headroom) => "full: disk_headroom".to_owned(),
         SpillState::Full(FullReason::NoSpace) => "full: no space in the file system".to_owned(),
-        SpillState::Failing(kind) => format!("failing: {}", kind_text(kind)),
+        SpillState::Failing(kind) => format!("failing: {}", kind),
     }
 }
 
-fn kind_text(kind: ErrorKind) -> String {
-    kind.to_string()
-}
