@@ -21,6 +21,7 @@ use crate::shard::moves::Move;
 use crate::shard::outbound::{Flushed, Outbound};
 use crate::shard::post::Post;
 use crate::shard::redrive::Redrive;
+use crate::shard::report::Reporting;
 use crate::shard::router::Route;
 use crate::shard::timers::Timer;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -107,6 +108,8 @@ pub(super) struct Core {
     pub leaving: Vec<(Key, usize)>,
     /// Connections of which another shard is to be told what was sent.
     pub reports: Vec<Key>,
+    /// Figures that another thread asked for.
+    pub report: Option<Reporting>,
 }
 
 /// How long a closing connection may take to read its last frames and go.
@@ -156,6 +159,7 @@ impl Core {
             parked: Vec::new(),
             leaving: Vec::new(),
             reports: Vec::new(),
+            report: None,
         }
     }
 
@@ -182,6 +186,7 @@ impl Core {
             || !self.flush_list.is_empty()
             || !self.to_close.is_empty()
             || self.unblocking
+            || self.report.is_some()
             || self.can_redrive()
     }
 
