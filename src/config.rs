@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// Where a broker listens and a client looks for it, unless told otherwise.
 pub const ADDRESS_DEFAULT: &str = "127.0.0.1:7440";
+/// Where health and metrics are, unless told otherwise.
+const ADMIN_DEFAULT: &str = "127.0.0.1:7441";
 const DATA_DIR_DEFAULT: &str = "./forebay-data";
 const CONNECTIONS_MAX_DEFAULT: u32 = 65_536;
 const DISK_HEADROOM_DEFAULT: u64 = 256 * MIB as u64;
@@ -29,8 +31,9 @@ const DRAIN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 /// What a configuration may say.
-pub const KEYS: [&str; 20] = [
+pub const KEYS: [&str; 21] = [
     "listen",
+    "admin",
     "data_dir",
     "memory_limit",
     "disk_limit",
@@ -91,6 +94,8 @@ impl LogLevel {
 pub struct Config {
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Where health and metrics are served, if at all.
+    pub admin: Option<SocketAddr>,
     /// For everything that is written.
     pub data_dir: PathBuf,
     /// Budget of all that grows.
@@ -292,6 +297,10 @@ impl Config {
                 Some(listen) => listen,
                 None => ADDRESS_DEFAULT.parse().expect("the default address is one"),
             },
+            admin: match settings.read("admin", admin)? {
+                Some(admin) => admin,
+                None => Some(ADMIN_DEFAULT.parse().expect("the default address is one")),
+            },
             data_dir: settings
                 .read("data_dir", data_dir)?
                 .unwrap_or_else(|| PathBuf::from(DATA_DIR_DEFAULT)),
@@ -330,12 +339,15 @@ impl Config {
             let reason = "a token and insecure contradict each other: give one of them".to_owned();
             return Err(settings.wrong("insecure", reason));
         }
-        if self.token.is_none() && !self.insecure && !self.listen.ip().is_loopback() {
-            let reason = format!(
-                "{} is open to other machines: give a token, or --insecure if anybody may come in",
-                self.listen
-            );
-            return Err(settings.wrong("listen", reason));
+        for (key, address) in [("listen", Some(self.listen)), ("admin", self.admin)] {
+            let open = address.filter(|address| !address.ip().is_loopback());
+            if let Some(address) = open.filter(|_| self.token.is_none() && !self.insecure) {
+                let reason = format!(
+                    "{address} is open to other machines: give a token, or --insecure if anybody \
+                     may come in"
+                );
+                return Err(settings.wrong(key, reason));
+            }
         }
         Ok(())
     }
@@ -348,6 +360,7 @@ impl Config {
         };
         let text = |text: String| toml::Value::String(text);
         line("listen", text(self.listen.to_string()));
+        line("admin", text(self.admin.map_or("off".to_owned(), |admin| admin.to_string())));
         line("data_dir", text(self.data_dir.display().to_string()));
         line("memory_limit", text(exact_bytes(self.memory_limit_bytes)));
         if let Some(bytes) = self.disk_limit_bytes {
@@ -543,6 +556,13 @@ fn address(text: &str) -> Result<SocketAddr, String> {
         return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     }
     Err(format!("`{text}` is not an address with a port, such as {ADDRESS_DEFAULT} or [::1]:7440"))
+}
+
+fn admin(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    address(text).map(Some).map_err(|reason| format!("{reason}, nor `off`"))
 }
 
 fn data_dir(text: &str) -> Result<PathBuf, String> {

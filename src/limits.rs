@@ -224,6 +224,37 @@ pub const PEEK_SKIP_MAX: u64 = 1_000_000;
 /// Queues shown by one listing frame.
 pub const LIST_COUNT_MAX: u32 = 200;
 
+// ---- watching the broker ----
+
+/// Connections to the admin address; one more ends the oldest.
+pub const ADMIN_CONNECTIONS_MAX: usize = 16;
+/// Head of a request to the admin address: its line and headers.
+pub const ADMIN_HEAD_BYTES_MAX: usize = 16 * KIB;
+/// Headers of such a request.
+pub const ADMIN_HEADERS_MAX: usize = 64;
+/// For the head of a request to be there.
+pub const ADMIN_HEAD_TIMEOUT_MS: u64 = 5_000;
+/// For a request to be read, answered and taken; then its connection is closed.
+pub const ADMIN_REQUEST_TIMEOUT_MS: u64 = 15_000;
+/// For all shards to tell their figures; those that have not are left out.
+pub const REPORT_TIMEOUT_MS: u64 = 3_000;
+/// Queues and subscriptions that a shard looks at per tick while it makes a report.
+pub const REPORT_LOOKS_PER_TICK: usize = 256;
+/// Queues with figures of their own in the metrics; each shard has its share of them.
+pub const METRIC_QUEUES_MAX: u32 = 1000;
+/// Between two looks whether each shard ticks.
+pub const PULSE_MS: u64 = 1_000;
+/// Looks in a row at which a shard has not ticked: it hangs.
+pub const PULSES_MISSED_MAX: u32 = 5;
+/// Between two probes of the data directory.
+pub const PROBE_INTERVAL_MS: u64 = 5_000;
+/// Failures in a row that turn readiness red, and successes that turn it green.
+pub const PROBE_ROUNDS: u32 = 3;
+/// A probe that takes longer has failed as often as it needs.
+pub const PROBE_HUNG_MS: u64 = PROBE_INTERVAL_MS * PROBE_ROUNDS as u64;
+/// What a probe writes.
+pub const PROBE_BYTES: usize = 4 * KIB;
+
 // ---- relations ----
 
 const _: () = {
@@ -281,5 +312,9 @@ const _: () = {
     assert!(MEMORY_RESERVE_BYTES + MAILBOX_BYTES < MEMORY_LIMIT_BYTES_MIN);
     assert!(HANDLES_MAX == HANDLE_MAX as usize);
     assert!(WINDOW_BYTES as usize >= 2 * BATCH_WIRE_BYTES_MAX);
+    // Figures are told before the request has to end.
+    assert!(REPORT_TIMEOUT_MS + ADMIN_HEAD_TIMEOUT_MS < ADMIN_REQUEST_TIMEOUT_MS);
+    assert!(ADMIN_HEAD_BYTES_MAX >= 8 * KIB);
+    assert!(METRIC_QUEUES_MAX >= SHARDS_MAX && PROBE_ROUNDS > 0 && REPORT_LOOKS_PER_TICK > 0);
     assert!(NAME_BYTES_MAX < CONTROL_PAYLOAD_BYTES_MAX);
 };

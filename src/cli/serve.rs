@@ -14,6 +14,12 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
 
+    /// Address of /healthz, /readyz and /metrics (HTTP), or `off` [default: 127.0.0.1:7441]
+    ///
+    /// Beyond loopback the broker wants --token, which /metrics then asks for, or --insecure.
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
+
     /// Directory for everything that is written [default: ./forebay-data]
     ///
     /// Made if it is missing. Two brokers cannot share one.
@@ -122,6 +128,7 @@ impl ServeArgs {
         let switch = |on: bool| on.then(|| "true".to_owned());
         let all = [
             ("listen", self.listen.clone()),
+            ("admin", self.admin.clone()),
             ("data_dir", self.data_dir.clone()),
             ("memory_limit", self.memory_limit.clone()),
             ("disk_limit", self.disk_limit.clone()),

@@ -78,6 +78,7 @@ fn flags_go_before_environment_before_file() {
 fn every_key_can_come_from_every_source() {
     let values = [
         ("listen", "0.0.0.0:9"),
+        ("admin", "0.0.0.0:10"),
         ("data_dir", "/tmp/x"),
         ("memory_limit", "64MiB"),
         ("disk_limit", "1GiB"),
@@ -119,6 +120,7 @@ fn a_printed_configuration_gives_itself_again() {
         ("listen", "[::1]:7440"),
         ("data_dir", "/tmp/with \"quotes\""),
         ("memory_limit", "123456789"),
+        ("admin", "off"),
         ("pin", "3"),
         ("drain_timeout", "1500ms"),
         ("busy_poll", "true"),
@@ -149,6 +151,15 @@ fn beyond_loopback_only_with_a_token_or_said_aloud() {
     }
     let text = refused(&flags(&[("token", "t"), ("insecure", "true")]));
     assert!(text.contains("contradict"), "{text}");
+    for open in ["0.0.0.0:7441", "[::]:0"] {
+        let text = refused(&flags(&[("admin", open)]));
+        assert!(text.starts_with(&format!("--admin: {open} is open to other")), "{text}");
+        Config::new(&flags(&[("admin", open), ("token", "t")]), MACHINE).unwrap();
+        Config::new(&flags(&[("admin", open), ("insecure", "true")]), MACHINE).unwrap();
+    }
+    for (said, admin) in [("off", None), ("[::1]:0", Some("[::1]:0".parse().unwrap()))] {
+        assert_eq!(Config::new(&flags(&[("admin", said)]), MACHINE).unwrap().admin, admin);
+    }
 }
 
 #[test]
@@ -185,6 +196,7 @@ fn refusals_name_the_setting_as_its_source_does() {
         ("shards", "0", "--shards: `0`"),
         ("pin", "a", "--pin: `a`"),
         ("listen", "7440", "--listen: `7440`"),
+        ("admin", "on", "--admin: `on` is not an address with a port"),
         ("listen", "example.org:7440", "--listen: `example.org:7440`"),
         ("connections_max", "0", "--connections-max: `0`"),
         ("drain_timeout", "5", "--drain-timeout: `5` has no unit"),

@@ -38,6 +38,19 @@ pub enum Account {
 
 const ACCOUNTS: usize = 7;
 
+impl Account {
+    /// All of them, with the names that figures have.
+    pub const ALL: [(Account, &'static str); ACCOUNTS] = [
+        (Account::Chunks, "chunks"),
+        (Account::Connections, "connections"),
+        (Account::Queues, "queues"),
+        (Account::Handles, "handles"),
+        (Account::InFlight, "in_flight"),
+        (Account::Mailboxes, "mailboxes"),
+        (Account::Moves, "moves"),
+    ];
+}
+
 /// There is no room in the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the memory limit of {limit_bytes} bytes leaves no room")]

@@ -23,6 +23,7 @@ use crate::shard::moves::Move;
 use crate::shard::outbound::{Flushed, Outbound};
 use crate::shard::post::Post;
 use crate::shard::redrive::Redrive;
+use crate::shard::report::Reporting;
 use crate::shard::router::Route;
 use crate::shard::spill::Spill;
 use crate::shard::timers::Timer;
@@ -132,6 +133,8 @@ pub(super) struct Core {
     pub leaving: Vec<(Key, usize)>,
     /// Connections of which another shard is to be told what was sent.
     pub reports: Vec<Key>,
+    /// Figures that another thread asked for.
+    pub report: Option<Reporting>,
 }
 
 /// How long a closing connection may take to read its last frames and go.
@@ -184,6 +187,7 @@ impl Core {
             parked: Vec::new(),
             leaving: Vec::new(),
             reports: Vec::new(),
+            report: None,
         }
     }
 
@@ -210,6 +214,7 @@ impl Core {
             || !self.flush_list.is_empty()
             || !self.to_close.is_empty()
             || self.unblocking
+            || self.report.is_some()
             || self.can_redrive()
     }
 

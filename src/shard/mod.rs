@@ -24,6 +24,7 @@ mod queues;
 mod redrive;
 mod refill;
 mod remote;
+pub mod report;
 pub mod router;
 mod settle;
 mod spill;
@@ -239,16 +240,14 @@ impl<W: World> Shard<W> {
         self.net.poll(self.wait, &mut self.events)?;
         let now = self.clock.now();
         self.core.begin_tick(now);
+        self.commands.note_tick(self.core.stats.ticks);
         self.sort_events();
         self.complete_disk();
         self.exchange(now);
         self.accept(now);
         self.read(now);
         self.hand_over();
-        while let Some(Command::Drain) = self.commands.pop() {
-            self.net.stop_listening();
-            self.core.drain(now);
-        }
+        self.obey(now);
         self.core.handle_deadlines(now);
         self.core.deliver(now);
         self.core.unblock();
@@ -257,6 +256,7 @@ impl<W: World> Shard<W> {
         self.flush(now);
         self.disk.flush();
         self.core.send_mail();
+        self.core.go_on_with_report();
         if self.core.is_drained(now) {
             return Ok(self.stop());
         }
@@ -373,6 +373,19 @@ impl<W: World> Shard<W> {
             debug_assert!(sent.is_ok());
             if let Some(post) = &self.core.post {
                 post.ring_bell(to);
+            }
+        }
+    }
+
+    /// What other threads have ordered.
+    fn obey(&mut self, now: Now) {
+        while let Some(command) = self.commands.pop() {
+            match command {
+                Command::Drain => {
+                    self.net.stop_listening();
+                    self.core.drain(now);
+                }
+                Command::Report(order) => self.core.begin_report(order),
             }
         }
     }

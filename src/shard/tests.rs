@@ -8,6 +8,7 @@ mod large;
 mod leases;
 mod limits_hold;
 mod options;
+mod report;
 mod shards;
 mod subscriptions;
 mod verbs;
