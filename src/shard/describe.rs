@@ -98,7 +98,7 @@ impl Core {
             stats.delayed += queue.delayed();
             stats.spilled_messages += queue.spilled_messages();
             stats.spilled_bytes += queue.spilled_bytes();
-            stats.refilling += u64::from(queue.refilling());
+            stats.refilling += queue.refilling() as u64;
             stats.dead_lettering += queue.dead_lettering();
             stats.subscriptions += queue.subscription_count() as u32;
             stats.producers += queue.producer_count() as u32;
@@ -148,7 +148,7 @@ impl Core {
             dead_lettering: queue.dead_lettering(),
             subscriptions: queue.subscription_count() as u32,
             spilled_messages: queue.spilled_messages(),
-            refilling: queue.refilling(),
+            refilling: queue.refilling() as u32,
         }
     }
 }

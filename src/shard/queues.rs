@@ -60,7 +60,9 @@ impl Core {
         // Of two queues made at the same time the waits are drawn differently.
         let seed = self.now.wall.0 ^ self.queues_made << 48;
         let (bounds, created) = (self.config.bounds, self.now.wall);
-        let queue = Queue::new(name, options, bounds, created, seed, &mut self.memory);
+        let number = self.queues_made;
+        let memory = &mut self.memory;
+        let queue = Queue::new(name, options, bounds, number, created, seed, memory);
         let mut queue =
             queue.map_err(|full| Refused::new(ErrorCode::MemoryLimit, full.to_string()))?;
         for subscription in subscriptions {

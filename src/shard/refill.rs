@@ -4,9 +4,8 @@
 //! How far ahead is by need: twice as far each time a cursor had to wait, half as far when what was
 //! read had to go unused.
 
-use crate::base::chunk_pool::ChunkWriter;
+use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
 use crate::base::slot_map::Key;
-use crate::format::chunk::ChunkName;
 use crate::io::DiskRequest;
 use crate::limits::{
     READ_AHEAD_CHUNKS_MAX, READ_AHEAD_CHUNKS_MIN, READ_AHEAD_MEMORY_SHARE, VICTIMS_PER_TICK_MAX,
@@ -32,11 +31,12 @@ impl Core {
     /// Puts the queue on the list of those that wait for the disk, if it does and is not there.
     pub fn note_wants(&mut self, key: Key) {
         let Some(slot) = self.queues.at_mut(key) else { return };
-        if slot.refilling || !slot.queue.wants_refill() {
-            return;
-        }
-        if slot.queue.refilling() == 0 {
+        if slot.queue.take_waited() {
             slot.read_more();
+        }
+        // Half of what is read ahead is left when more is read, so that the disk is never idle.
+        if slot.refilling || !slot.queue.wants_refill(slot.read_ahead / 2) {
+            return;
         }
         slot.refilling = true;
         self.spill.refills.push_back(key);
@@ -66,7 +66,6 @@ impl Core {
             slot.refilling = false;
             return true;
         };
-        let queue = slot.queue.number();
         let Some(into) = self.take_refill_chunk(refill.place.image_bytes()) else {
             if let Some(slot) = self.queues.at_mut(key) {
                 slot.queue.handle_refill_put_off(refill.chunk);
@@ -76,16 +75,10 @@ impl Core {
         };
         let bytes = into.capacity_bytes() as u32;
         let owner = Owner { queue: key, chunk: refill.chunk, bytes };
-        let name = ChunkName {
-            queue,
-            chunk: refill.chunk,
-            first_sequence: refill.first_sequence,
-            end_sequence: refill.end_sequence,
-        };
         let (Some(file), Some(store)) = (self.spill.file(), self.spill.store()) else {
             return false;
         };
-        let planned = store.read(owner, refill.place, name, into);
+        let planned = store.read(owner, refill.place, refill.name, into);
         self.spill.requests.push_back(DiskRequest::Read {
             tag: planned.tag,
             file,
@@ -126,21 +119,15 @@ impl Core {
             }
             Refilled::Whole(owner, sealed) => {
                 self.spill.reads += 1;
-                if let Some(slot) = self.queues.at_mut(owner.queue) {
-                    slot.queue.handle_refilled(owner.chunk, sealed);
-                    self.note_clean(owner);
-                    self.note_refilled(owner.queue);
-                }
+                self.take_back(owner, &sealed);
+                self.note_refilled(owner.queue);
             }
             Refilled::Damaged(owner, sealed, lost) => {
-                if let Some(slot) = self.queues.at_mut(owner.queue) {
-                    slot.queue.handle_refilled(owner.chunk, sealed);
-                    self.note_clean(owner);
-                    for range in lost {
-                        self.lose(owner, range, "its bytes are damaged");
-                    }
-                    self.note_refilled(owner.queue);
+                self.take_back(owner, &sealed);
+                for range in lost {
+                    self.lose(owner, range, "its bytes are damaged");
                 }
+                self.note_refilled(owner.queue);
             }
             Refilled::Lost(owner, error) => {
                 self.lose(owner, 0..u64::MAX, &error.to_string());
@@ -149,13 +136,23 @@ impl Core {
         }
     }
 
+    /// A chunk is in memory again, if anything of it is still wanted.
+    fn take_back(&mut self, owner: Owner, sealed: &SealedChunk) {
+        let Some(slot) = self.queues.at_mut(owner.queue) else { return };
+        if slot.queue.handle_refilled(owner.chunk, sealed) {
+            self.note_clean(owner);
+        }
+    }
+
     /// Messages of a chunk are not to be had any more: they are counted, and said once.
     fn lose(&mut self, owner: Owner, sequences: Range<u64>, reason: &str) {
         let Some(slot) = self.queues.at_mut(owner.queue) else { return };
-        let messages = slot.queue.handle_lost(owner.chunk, sequences.clone(), &mut self.memory);
+        let messages = slot.queue.handle_lost(owner.chunk, sequences.clone(), self.now, &mut self.memory);
         if messages == 0 {
             return;
         }
+        self.close_deleted(owner.queue);
+        let Some(slot) = self.queues.at_mut(owner.queue) else { return };
         tracing::error!(
             shard = self.config.shard,
             queue = slot.queue.name(),
@@ -168,7 +165,16 @@ impl Core {
     }
 
     /// A chunk is in memory and on disk.
-    fn note_clean(&mut self, owner: Owner) {
+    pub(super) fn note_clean(&mut self, owner: Owner) {
+        // Those whose messages are done have left the memory by themselves.
+        while let Some(front) = self.spill.clean.front() {
+            let slot = self.queues.at(front.queue);
+            if slot.is_some_and(|slot| slot.queue.is_clean(front.chunk)) {
+                break;
+            }
+            self.spill.clean_bytes -= u64::from(front.bytes);
+            self.spill.clean.pop_front();
+        }
         self.spill.clean_bytes += u64::from(owner.bytes);
         self.spill.clean.push_back(owner);
     }

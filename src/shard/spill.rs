@@ -65,6 +65,7 @@ pub(super) struct Spill {
     /// Taken out of their queues for the next slot.
     gathered: Vec<(Owner, SealedChunk)>,
     gathered_bytes: usize,
+    slot_bytes: usize,
     /// Memory of what is gathered or being written.
     leaving_bytes: u64,
     /// Chunks that are in memory and on disk, in the order in which they came.
@@ -108,6 +109,7 @@ impl Spill {
             tails: BTreeSet::new(),
             gathered: Vec::new(),
             gathered_bytes: 0,
+            slot_bytes: 0,
             leaving_bytes: 0,
             clean: VecDeque::new(),
             clean_bytes: 0,
@@ -125,6 +127,7 @@ impl Spill {
     /// Chunks go to this file from now on.
     pub fn open(&mut self, file: FileId, shape: SpillShape, budget: Arc<DiskBudget>) {
         let (headroom_bytes, extent_bytes) = (shape.headroom_bytes, shape.extent_bytes());
+        self.slot_bytes = shape.slot_bytes;
         let store = SpillStore::new(shape, Arc::clone(&budget));
         self.open = Some(Open { file, store, budget, headroom_bytes, extent_bytes });
     }
@@ -165,11 +168,6 @@ impl Spill {
     /// What messages may use of the broker's memory.
     pub fn messages_bytes(&self) -> u64 {
         self.messages_bytes
-    }
-
-    /// Whether memory is being freed.
-    pub fn is_spilling(&self) -> bool {
-        self.spilling
     }
 
     /// When the store has something to do that no outcome tells of.
@@ -303,7 +301,7 @@ impl Core {
             }
             let Some((owner, sealed)) = self.next_victim() else { return };
             let image_bytes = sealed.image().len();
-            let slot_bytes = self.spill.stats().slot_bytes as usize;
+            let slot_bytes = self.spill.slot_bytes;
             if self.spill.gathered_bytes + image_bytes > slot_bytes {
                 self.write_gathered();
             }
@@ -394,8 +392,9 @@ impl Core {
                     self.spill.leaving_bytes -= u64::from(owner.bytes);
                     // Of a queue that is gone, the place goes too.
                     let Some(slot) = self.queues.at_mut(owner.queue) else { continue };
-                    slot.queue.handle_spilled(owner.chunk, place);
-                    self.note_wants(owner.queue);
+                    if slot.queue.handle_spilled(owner.chunk, place) == Eviction::Needed {
+                        self.note_clean(owner);
+                    }
                 }
             }
             Written::Failed(owners, error) => {
