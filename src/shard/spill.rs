@@ -165,6 +165,11 @@ impl Spill {
         self.open.as_ref().map_or(SpillState::Off, |open| open.store.state())
     }
 
+    /// Memory of what is on its way to the disk, for the checkers.
+    pub fn leaving_bytes(&self) -> u64 {
+        self.leaving_bytes
+    }
+
     /// What messages may use of the broker's memory.
     pub fn messages_bytes(&self) -> u64 {
         self.messages_bytes
