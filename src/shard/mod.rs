@@ -228,7 +228,7 @@ impl<W: World> Shard<W> {
     ) -> std::io::Result<()> {
         let file = self.disk.open(&format!("spill-{}.dat", self.core.config.shard))?;
         let warm_bytes = self.disk.file_bytes(file)?;
-        self.core.spill.open(file, SpillShape { warm_bytes, ..shape }, budget);
+        self.core.open_spill(file, SpillShape { warm_bytes, ..shape }, budget);
         Ok(())
     }
 
