@@ -254,7 +254,6 @@ impl<W: World> Shard<W> {
         self.core.confirm();
         self.spill();
         self.flush(now);
-        self.disk.flush();
         self.core.send_mail();
         self.core.go_on_with_report();
         if self.core.is_drained(now) {
