@@ -118,7 +118,7 @@ impl Disk for ThreadDisk {
     }
 
     fn file_bytes(&self, file: FileId) -> std::io::Result<u64> {
-        self.files[file.0 as usize].warm_bytes()
+        self.files[file.0 as usize].block_bytes()
     }
 
     fn free_bytes(&self) -> Option<u64> {

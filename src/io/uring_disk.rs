@@ -96,6 +96,15 @@ impl UringDisk {
     /// If the system gives us no ring that can do what is needed.
     pub fn new(directory: &Path, depth: usize) -> Result<UringDisk, Refusal> {
         let (ring, deferred) = ring(depth as u32)?;
+        UringDisk::over(ring, deferred, directory, depth)
+    }
+
+    fn over(
+        ring: IoUring,
+        deferred: bool,
+        directory: &Path,
+        depth: usize,
+    ) -> Result<UringDisk, Refusal> {
         let mut probe = Probe::new();
         let submitter = ring.submitter();
         submitter.register_probe(&mut probe).map_err(refused("io_uring_register(probe)"))?;
@@ -182,7 +191,7 @@ impl Disk for UringDisk {
     }
 
     fn file_bytes(&self, file: FileId) -> std::io::Result<u64> {
-        self.files[file.0 as usize].warm_bytes()
+        self.files[file.0 as usize].block_bytes()
     }
 
     fn free_bytes(&self) -> Option<u64> {
@@ -298,4 +307,4 @@ fn operation(file: types::Fixed, work: &Work) -> squeue::Entry {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
