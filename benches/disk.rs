@@ -45,13 +45,13 @@ impl Bench {
         Some(bench)
     }
 
-    fn sealed(&self) -> SealedChunk {
+    fn sealed(&self, fill: u8) -> SealedChunk {
         let mut writer = self.pool.take(0).expect("few are under way");
-        writer.append(&[&vec![7; writer.room_bytes()]]);
-        writer.seal(&[7; CHUNK_HEADER_BYTES], DISK_ALIGN_BYTES)
+        writer.append(&[&vec![fill; writer.room_bytes()]]);
+        writer.seal(&[fill; CHUNK_HEADER_BYTES], DISK_ALIGN_BYTES)
     }
 
-    fn completion(&mut self, polls: &mut u64) -> DiskCompletion {
+    fn completion(&mut self, polls: &mut u32) -> DiskCompletion {
         let mut events = Vec::new();
         loop {
             if let Some(completion) = self.disk.poll_completion() {
@@ -68,6 +68,7 @@ impl Bench {
     fn run(&mut self, what: &str, depth: u64, request: impl Fn(&Bench, u64) -> DiskRequest) {
         #[allow(clippy::disallowed_methods, reason = "a benchmark reads the time")]
         let begin = Instant::now();
+        let cpu_before_ns = cpu_ns();
         let (mut submitted, mut ended, mut polls) = (0, 0, 0);
         while ended < self.slots {
             while submitted < self.slots && submitted - ended < depth {
@@ -86,18 +87,21 @@ impl Bench {
         }
         let spent = begin.elapsed().as_secs_f64();
         let gib = self.slots as f64 * CHUNK_BYTES_MAX as f64 / f64::from(1 << 30);
+        let [own, all] = [0, 1].map(|of| (cpu_ns()[of] - cpu_before_ns[of]) as f64 / 1e6 / gib);
         println!(
-            "{:8} {what:12} depth {depth}: {:.2} GiB/s, {polls} polls",
+            "{:8} {what:12} depth {depth}: {:.2} GiB/s, per GiB {own:.0} ms of this thread, \
+             {all:.0} ms of all, {:.0} polls",
             self.disk.name(),
-            gib / spent
+            gib / spent,
+            f64::from(polls) / gib
         );
     }
 
     fn write(&mut self, what: &str, depth: u64) {
-        let chunk = self.sealed();
+        let chunks: Vec<SealedChunk> = (1..=8).map(|fill| self.sealed(fill)).collect();
         let offset = |slot| slot * CHUNK_BYTES_MAX as u64;
         self.run(what, depth, |bench, tag| {
-            let (file, chunks) = (bench.file, vec![chunk.clone()]);
+            let (file, chunks) = (bench.file, vec![chunks[tag as usize % 8].clone()]);
             DiskRequest::Write { tag, file, offset: offset(tag), chunks }
         });
     }
@@ -109,6 +113,17 @@ impl Bench {
             DiskRequest::Read { tag, file: bench.file, offset, bytes, into }
         });
     }
+}
+
+/// Processor time of this thread and of the process's threads together. (What the kernel does in
+/// threads of its own is in neither.)
+fn cpu_ns() -> [u64; 2] {
+    let of = |path: &Path| {
+        let text = std::fs::read_to_string(path.join("schedstat")).unwrap_or_default();
+        text.split(' ').next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    [of(Path::new("/proc/thread-self")), tasks.map(|task| of(&task.path())).sum()]
 }
 
 fn main() {

@@ -223,6 +223,28 @@ impl ShardThread {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::uring_disk::tests::with_call_failing;
+
+    #[test]
+    fn a_ring_that_is_refused_ends_the_start_only_where_the_configuration_insists() {
+        let place = tempfile::tempdir().unwrap();
+        let test = || {
+            let net = MioNet::bind(([127, 0, 0, 1], 0).into()).unwrap();
+            let error = disk(DiskBackend::IoUring, place.path(), &net).err().unwrap();
+            let (disk, kind) = disk(DiskBackend::Auto, place.path(), &net).unwrap();
+            assert_eq!((disk.name(), kind.name), ("threads", "threads"));
+            (error.exit_code(), error.to_string(), kind.refusal.unwrap().to_string())
+        };
+        let outcome = with_call_failing(libc::SYS_io_uring_setup, libc::EPERM, test);
+        let Some((exit_code, error, why)) = outcome else { return };
+        assert_eq!(exit_code, 2);
+        assert_eq!(error, format!("cannot start with disk_backend = io_uring: {why}"));
+        assert!(why.starts_with("io_uring_setup: Operation not permitted"), "{why}");
+        let net = MioNet::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let (_, kind) = disk(DiskBackend::Threads, place.path(), &net).unwrap();
+        assert_eq!(kind.name, "threads");
+        assert!(kind.refusal.is_none());
+    }
 
     #[test]
     fn a_shard_that_panics_is_named() {
