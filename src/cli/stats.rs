@@ -155,6 +155,10 @@ fn stats_fields(stats: &Stats) -> Fields {
         ("memory_limit_bytes", stats.memory_limit_bytes),
         ("memory_used_bytes", stats.memory_used_bytes),
         ("memory_chunk_bytes", stats.memory_chunk_bytes),
+        ("chunks_in_memory", stats.chunks_in_memory),
+        ("spilled_messages", stats.spilled_messages),
+        ("spilled_bytes", stats.spilled_bytes),
+        ("refilling", stats.refilling),
         ("ready", stats.ready),
         ("in_flight", stats.in_flight),
         ("delayed", stats.delayed),
@@ -165,7 +169,18 @@ fn stats_fields(stats: &Stats) -> Fields {
         ("ticks", stats.ticks),
         ("bytes_in", stats.bytes_in),
         ("bytes_out", stats.bytes_out),
+        ("disk_limit_bytes", stats.disk_limit_bytes),
+        ("disk_allocated_bytes", stats.disk_allocated_bytes),
+        ("disk_used_bytes", stats.disk_used_bytes),
+        ("disk_free_bytes", stats.disk_free_bytes),
+        ("disk_writes", stats.disk_writes),
+        ("disk_reads", stats.disk_reads),
+        ("disk_written_bytes", stats.disk_written_bytes),
+        ("disk_read_bytes", stats.disk_read_bytes),
+        ("disk_write_errors", stats.disk_write_errors),
+        ("disk_read_errors", stats.disk_read_errors),
     ]);
+    fields.push("spill_state", stats.spill_state.as_deref().unwrap_or("off"));
     fields
 }
 

@@ -87,6 +87,14 @@ codes! {
     SubscriptionInUse = 48, "subscription_in_use";
     /// The subscription was deleted, or expired, while the handle was open.
     SubscriptionDeleted = 49, "subscription_deleted";
+    /// Memory is full, and the spill files are at `disk_limit`.
+    DiskLimit = 51, "disk_limit";
+    /// Memory is full, and the file system has no space for more spill files.
+    DiskFull = 52, "disk_full";
+    /// Memory is full, and the disk fails to write what should leave it.
+    DiskError = 53, "disk_error";
+    /// What was asked for has to be read from disk first, and too many wait for that already.
+    Refilling = 54, "refilling";
 
     // 64..: a publish was refused.
     /// The batch does not decode: lengths, counts, reserved bytes.
@@ -137,6 +145,10 @@ impl ErrorCode {
             E::Draining
                 | E::ConnectionsMax
                 | E::MemoryLimit
+                | E::DiskLimit
+                | E::DiskFull
+                | E::DiskError
+                | E::Refilling
                 | E::WindowExceeded
                 | E::QueueMessagesMax
                 | E::QueueBytesMax

@@ -84,6 +84,7 @@ impl Core {
             Request::SubscriptionList(body) => self.list_subscriptions(&body.queue),
             Request::SubscriptionDescribe(body) => self.describe_subscription(&body),
             Request::Redrive(body) => self.redrive(key, header, &body),
+            Request::Trim(_) => Ok(Some(Answer::Trimmed(wire::TrimmedT::default()))),
         };
         match answer {
             Ok(Some(answer)) => self.answer(key, header, &answer),

@@ -126,6 +126,8 @@ impl Core {
             next_sequence,
             dead_lettering: queue.dead_lettering(),
             subscriptions: queue.subscription_count() as u32,
+            spilled_messages: 0,
+            refilling: 0,
         }
     }
 }
@@ -161,6 +163,7 @@ fn subscription_description(
         dead_letter_reason: subscription.dead_letter_reason().map(str::to_owned),
         created_wall_us: subscription.created().0,
         cursor_sequence: subscription.cursor_sequence(),
+        lost: 0,
     }
 }
 
