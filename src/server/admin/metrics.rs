@@ -1,6 +1,6 @@
-//! The metrics: closed lists of what is told of the broker, of each shard and of each queue, and the
-//! text that Prometheus and others scrape (OpenMetrics). docs/OPERATIONS.md has the same lists, and
-//! a test here that says so.
+//! The metrics: closed lists of what is told of the broker, of each shard and of each queue, and
+//! the text that Prometheus and others scrape (OpenMetrics). docs/OPERATIONS.md has the same lists,
+//! and a test here holds it to them.
 
 use crate::queue::memory::Account;
 use crate::shard::report::{BLOCK_CODES, QueueFigures, ShardReport};
@@ -251,34 +251,38 @@ impl QueueMetric {
         QueueMetric::Redriven,
     ];
 
-    #[rustfmt::skip] // a table
     fn family(self) -> Family {
         use QueueMetric as M;
+        let held = |name, help| family(GAUGE, name, "messages", "", help);
+        let counted = |name, help| family(COUNTER, name, "messages", "", help);
+        let count = |name, help| family(GAUGE, name, "", "", help);
         match self {
-            M::Ready => family(GAUGE, "ready", "messages", "", "Wait for a consumer"),
-            M::InFlight => family(GAUGE, "in_flight", "messages", "", "With consumers, not acked"),
-            M::Delayed => family(GAUGE, "delayed", "messages", "", "Wait for their time"),
-            M::DeadLettering => family(GAUGE, "dead_lettering", "messages", "", "Dead letters that are not moved yet"),
+            M::Ready => held("ready", "Wait for a consumer"),
+            M::InFlight => held("in_flight", "With consumers, not acked"),
+            M::Delayed => held("delayed", "Wait for their time"),
+            M::DeadLettering => held("dead_lettering", "Dead letters that are not moved yet"),
             M::Held => family(GAUGE, "held", "bytes", "", "Of messages that are held"),
             M::Memory => family(GAUGE, "memory", "bytes", "", "Of memory for messages"),
-            M::Producers => family(GAUGE, "producers", "", "", "Open producer handles"),
-            M::Consumers => family(GAUGE, "consumers", "", "", "Open consumer handles"),
-            M::Subscriptions => family(GAUGE, "subscriptions", "", "", "Subscriptions"),
-            M::Blocked => family(GAUGE, "blocked", "", "", "Queues that take nothing: 0 or 1 for one queue"),
-            M::Published => family(COUNTER, "published", "messages", "", "Accepted"),
+            M::Producers => count("producers", "Open producer handles"),
+            M::Consumers => count("consumers", "Open consumer handles"),
+            M::Subscriptions => count("subscriptions", "Subscriptions"),
+            M::Blocked => count("blocked", "Queues that take nothing: 0 or 1 for one queue"),
+            M::Published => counted("published", "Accepted"),
             M::PublishedBytes => family(COUNTER, "published", "bytes", "", "Accepted"),
-            M::Duplicates => family(COUNTER, "duplicate", "messages", "", "Sent again and recognised"),
-            M::RefusedMessages => family(COUNTER, "refused", "messages", "", "Answered with an error"),
-            M::Delivered => family(COUNTER, "delivered", "messages", "", "Sent to consumers, each time counted"),
+            M::Duplicates => counted("duplicate", "Sent again and recognised"),
+            M::RefusedMessages => counted("refused", "Answered with an error"),
+            M::Delivered => counted("delivered", "Sent to consumers, each time counted"),
             M::DeliveredBytes => family(COUNTER, "delivered", "bytes", "", "Sent to consumers"),
-            M::Redelivered => family(COUNTER, "redelivered", "messages", "", "Of the delivered, not for the first time"),
-            M::Acked => family(COUNTER, "acked", "messages", "", "Done"),
-            M::Returned => family(COUNTER, "returned", "messages", "", "Given back untried"),
-            M::Failed => family(COUNTER, "failed", "messages", "", "Nacked, or their lease ended"),
-            M::DeadLettered => family(COUNTER, "dead_lettered", "messages", "", "Moved to a dead-letter queue"),
-            M::Dropped => family(COUNTER, "dropped", "messages", "reason", "Gone without being done, and why"),
-            M::MovedIn => family(COUNTER, "moved_in", "messages", "", "Of the published: dead letters and redriven"),
-            M::Redriven => family(COUNTER, "redriven", "messages", "", "Moved back out of a dead-letter queue"),
+            M::Redelivered => counted("redelivered", "Of the delivered, not for the first time"),
+            M::Acked => counted("acked", "Done"),
+            M::Returned => counted("returned", "Given back untried"),
+            M::Failed => counted("failed", "Nacked, or their lease ended"),
+            M::DeadLettered => counted("dead_lettered", "Moved to a dead-letter queue"),
+            M::Dropped => {
+                family(COUNTER, "dropped", "messages", "reason", "Gone without being done, and why")
+            }
+            M::MovedIn => counted("moved_in", "Of the published: dead letters and redriven"),
+            M::Redriven => counted("redriven", "Moved back out of a dead-letter queue"),
         }
     }
 
