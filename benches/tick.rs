@@ -96,9 +96,16 @@ impl Disk for NoDisk {
     fn open(&mut self, _: &str) -> std::io::Result<FileId> {
         Ok(FileId(0))
     }
+    fn file_bytes(&self, _: FileId) -> std::io::Result<u64> {
+        Ok(0)
+    }
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
     fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest> {
         Err(request)
     }
+    fn flush(&mut self) {}
     fn poll_completion(&mut self) -> Option<DiskCompletion> {
         None
     }

@@ -7,8 +7,9 @@
 
 use crate::base::units::{parse_bytes, parse_duration};
 use crate::limits::{
-    FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS, MEMORY_LIMIT_BYTES_MIN, MESSAGE_BYTES_DEFAULT,
-    MESSAGE_BYTES_MAX, MESSAGE_MEMORY_SHARE, MIB, SHARDS_MAX, STALL_TIMEOUT_MS, TOKEN_BYTES_MAX,
+    DISK_LIMIT_BYTES_MIN, FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS, MEMORY_LIMIT_BYTES_MIN,
+    MESSAGE_BYTES_DEFAULT, MESSAGE_BYTES_MAX, MESSAGE_MEMORY_SHARE, MIB, SHARDS_MAX,
+    STALL_TIMEOUT_MS, TOKEN_BYTES_MAX, WATERMARK_PERCENT_MAX,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,16 +23,25 @@ pub const ADDRESS_DEFAULT: &str = "127.0.0.1:7440";
 const ADMIN_DEFAULT: &str = "127.0.0.1:7441";
 const DATA_DIR_DEFAULT: &str = "./forebay-data";
 const CONNECTIONS_MAX_DEFAULT: u32 = 65_536;
+const DISK_HEADROOM_DEFAULT: u64 = 256 * MIB as u64;
+const SPILL_RESERVE_DEFAULT: u64 = 256 * MIB as u64;
+const WATERMARK_HIGH_DEFAULT: u32 = 70;
+const WATERMARK_LOW_DEFAULT: u32 = 60;
 const DRAIN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// Longest of any timeout here.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 /// What a configuration may say.
-pub const KEYS: [&str; 16] = [
+pub const KEYS: [&str; 21] = [
     "listen",
     "admin",
     "data_dir",
     "memory_limit",
+    "disk_limit",
+    "disk_headroom",
+    "spill_reserve",
+    "watermark_high",
+    "watermark_low",
     "message_bytes_max",
     "shards",
     "pin",
@@ -91,6 +101,17 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Budget of all that grows.
     pub memory_limit_bytes: u64,
+    /// What spill files may take, 0 for none; `None`: what the data directory says, or 80 % of what
+    /// is free when it says nothing yet.
+    pub disk_limit_bytes: Option<u64>,
+    /// What spill files leave free of the file system.
+    pub disk_headroom_bytes: u64,
+    /// Space that spill files keep in calm.
+    pub spill_reserve_bytes: u64,
+    /// Over so many percent of the memory for messages they are written to disk,
+    pub watermark_high: u32,
+    /// and until it is under so many.
+    pub watermark_low: u32,
     /// Largest body.
     pub message_bytes_max: u64,
     /// Threads that serve.
@@ -270,6 +291,8 @@ impl Config {
             return Err(settings.wrong("pin", reason));
         }
         let listen = settings.read("listen", address)?;
+        let disk_limit_bytes = disk_limit(settings, shards)?;
+        let (watermark_high, watermark_low) = watermarks(settings)?;
         let config = Config {
             listen: match listen {
                 Some(listen) => listen,
@@ -283,6 +306,13 @@ impl Config {
                 .read("data_dir", data_dir)?
                 .unwrap_or_else(|| PathBuf::from(DATA_DIR_DEFAULT)),
             memory_limit_bytes,
+            disk_limit_bytes,
+            disk_headroom_bytes: settings
+                .read("disk_headroom", bytes)?
+                .unwrap_or(DISK_HEADROOM_DEFAULT),
+            spill_reserve_bytes: spill_reserve(settings, disk_limit_bytes)?,
+            watermark_high,
+            watermark_low,
             message_bytes_max: message_bytes_max(settings, memory_limit_bytes, shards)?,
             shards,
             pin,
@@ -334,6 +364,13 @@ impl Config {
         line("admin", text(self.admin.map_or("off".to_owned(), |admin| admin.to_string())));
         line("data_dir", text(self.data_dir.display().to_string()));
         line("memory_limit", text(exact_bytes(self.memory_limit_bytes)));
+        if let Some(bytes) = self.disk_limit_bytes {
+            line("disk_limit", text(exact_bytes(bytes)));
+        }
+        line("disk_headroom", text(exact_bytes(self.disk_headroom_bytes)));
+        line("spill_reserve", text(exact_bytes(self.spill_reserve_bytes)));
+        line("watermark_high", text(format!("{}%", self.watermark_high)));
+        line("watermark_low", text(format!("{}%", self.watermark_low)));
         line("message_bytes_max", text(exact_bytes(self.message_bytes_max)));
         line("shards", toml::Value::Integer(i64::from(self.shards)));
         let pin = self.pin.iter().map(|core| toml::Value::Integer(*core as i64));
@@ -347,6 +384,9 @@ impl Config {
         line("busy_poll", toml::Value::Boolean(self.busy_poll));
         let log = LogLevel::ALL.iter().find(|(_, level)| *level == self.log);
         line("log", text(log.expect("every level has its name").0.to_owned()));
+        if self.disk_limit_bytes.is_none() {
+            out.push_str("# disk_limit is what the data directory says\n");
+        }
         if self.token.is_some() {
             out.push_str("# token is set; it is not shown\n");
         }
@@ -416,6 +456,65 @@ fn memory_limit(settings: &Settings, machine: Machine) -> Result<u64, ConfigErro
     // Whole MiB, so that it reads well wherever it is shown.
     let half = machine.memory_bytes / 2 / MIB as u64 * MIB as u64;
     Ok(said.unwrap_or(half.max(smallest)))
+}
+
+/// What spill files may take, if it is said: nothing at all, or enough for each shard.
+fn disk_limit(settings: &Settings, shards: u32) -> Result<Option<u64>, ConfigError> {
+    let smallest = DISK_LIMIT_BYTES_MIN as u64 * u64::from(shards);
+    settings.read("disk_limit", |text| match bytes(text)? {
+        bytes if bytes > 0 && bytes < smallest => Err(format!(
+            "{} is too little for {shards} shard(s), which need {} each: give {} or more, or 0 to \
+             spill nothing",
+            exact_bytes(bytes),
+            exact_bytes(DISK_LIMIT_BYTES_MIN as u64),
+            exact_bytes(smallest)
+        )),
+        bytes => Ok(bytes),
+    })
+}
+
+/// What spill files keep in calm: not more than they may have.
+fn spill_reserve(settings: &Settings, disk_limit: Option<u64>) -> Result<u64, ConfigError> {
+    let limit = disk_limit.unwrap_or(u64::MAX);
+    let said = settings.read("spill_reserve", |text| match bytes(text)? {
+        bytes if bytes > limit && limit > 0 => Err(format!(
+            "spill_reserve {} is over disk_limit {}: raise disk_limit or lower spill_reserve",
+            exact_bytes(bytes),
+            exact_bytes(limit)
+        )),
+        bytes => Ok(bytes),
+    })?;
+    Ok(said.unwrap_or(SPILL_RESERVE_DEFAULT).min(limit))
+}
+
+/// The high one and the low one, in percent.
+fn watermarks(settings: &Settings) -> Result<(u32, u32), ConfigError> {
+    let said_high = settings.read("watermark_high", percent)?;
+    let said_low = settings.read("watermark_low", percent)?;
+    // One alone brings the other along.
+    let gap = WATERMARK_HIGH_DEFAULT - WATERMARK_LOW_DEFAULT;
+    let high = said_high.or(said_low
+        .filter(|low| *low >= WATERMARK_HIGH_DEFAULT)
+        .map(|low| (low + gap).min(WATERMARK_PERCENT_MAX)));
+    let high = high.unwrap_or(WATERMARK_HIGH_DEFAULT);
+    let low = said_low.unwrap_or(WATERMARK_LOW_DEFAULT.min(high.saturating_sub(gap).max(1)));
+    if low >= high {
+        let key = if said_low.is_some() { "watermark_low" } else { "watermark_high" };
+        let reason = format!(
+            "watermark_low {low}% is not below watermark_high {high}%: what is spilled over the \
+             high one is spilled until memory is under the low one"
+        );
+        return Err(settings.wrong(key, reason));
+    }
+    Ok((high, low))
+}
+
+fn percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim_end();
+    match number.parse::<u32>() {
+        Ok(percent) if (1..=WATERMARK_PERCENT_MAX).contains(&percent) => Ok(percent),
+        _ => Err(format!("`{text}` is not a percentage from 1% to {WATERMARK_PERCENT_MAX}%")),
+    }
 }
 
 fn message_bytes_max(

@@ -18,6 +18,8 @@ pub const SLAB_BYTES: usize = 2 * MIB;
 pub const CHUNK_HEADER_BYTES: usize = 64;
 /// Alignment of chunks in memory and on disk, for O_DIRECT.
 pub const DISK_ALIGN_BYTES: usize = 4 * KIB;
+/// Chunk images in one write: as many of the smallest as fill the largest chunk.
+pub const DISK_WRITE_CHUNKS_MAX: usize = CHUNK_BYTES_MAX / CHUNK_CLASS_BYTES[0];
 
 /// The broker's own prefix of a batch in a chunk.
 pub const BATCH_PREFIX_BYTES: usize = 16;
@@ -57,6 +59,44 @@ pub const MEMORY_LIMIT_BYTES_MIN: usize = 16 * MIB;
 pub const MEMORY_GRANT_BYTES: usize = 4 * MIB;
 /// Kept per shard so that acks, control and drains go on when memory is full.
 pub const MEMORY_RESERVE_BYTES: usize = 4 * MIB;
+
+// ---- overflow to disk ----
+
+/// Smallest `disk_limit` of a shard that spills: a few extents.
+pub const DISK_LIMIT_BYTES_MIN: usize = 16 * MIB;
+/// Largest watermark, in percent of the memory for messages: something must be left to go on in
+/// while the disk makes room.
+pub const WATERMARK_PERCENT_MAX: u32 = 95;
+/// Chunks that one queue reads ahead at least, where one of its cursors meets what is on disk.
+pub const READ_AHEAD_CHUNKS_MIN: u32 = 2;
+/// The same, of a cursor that is as fast as the disk.
+pub const READ_AHEAD_CHUNKS_MAX: u32 = 16;
+/// What is read ahead and not yet needed may have one in so many parts of the memory for messages.
+pub const READ_AHEAD_MEMORY_SHARE: u64 = 4;
+/// Chunks that one tick of a shard takes out of queues to write them, or drops from memory.
+pub const VICTIMS_PER_TICK_MAX: usize = 512;
+/// Peeks and the like of one shard that wait for what is on disk.
+pub const WAITING_FOR_DISK_MAX: usize = 64;
+/// They are refused after so long.
+pub const WAITING_FOR_DISK_MS: u64 = 10_000;
+/// One slot of a spill file: what one write fills.
+pub const SPILL_SLOT_BYTES: usize = MIB;
+/// Slots by which a spill file grows and shrinks, unless `disk_limit` is small.
+pub const SPILL_EXTENT_SLOTS: u32 = 64;
+/// Slots of one shard that are written at a time.
+pub const SPILL_WRITE_DEPTH: usize = 4;
+/// Images of one shard that are read at a time.
+pub const SPILL_READ_DEPTH: usize = 4;
+/// Writes that fail one after the other before the disk is said to fail.
+pub const SPILL_FAILURES_MAX: u32 = 3;
+/// A disk that is full or fails is tried again after so long.
+pub const SPILL_RETRY_MS: u64 = 1000;
+/// Without a write for so long, the disk is calm: blocks that nothing needs are given back.
+pub const SPILL_CALM_MS: u64 = 5000;
+/// In calm, one extent per so long is given back.
+pub const SPILL_RELEASE_PACE_MS: u64 = 1000;
+/// Extents that are given back at a time when it is asked for.
+pub const SPILL_RELEASE_DEPTH: usize = 4;
 
 // ---- frames ----
 
@@ -226,7 +266,21 @@ const _: () = {
         assert!(class == 0 || CHUNK_CLASS_BYTES[class] > CHUNK_CLASS_BYTES[class - 1]);
         class += 1;
     }
+    // What one call of the system takes (IOV_MAX).
+    assert!(DISK_WRITE_CHUNKS_MAX > 0 && DISK_WRITE_CHUNKS_MAX <= 1024);
     assert!(CHUNK_HEADER_BYTES + 4 * BATCH_BYTES_MAX <= CHUNK_BYTES_MAX);
+    assert!(CHUNK_BYTES_MAX <= SPILL_SLOT_BYTES);
+    assert!(DISK_LIMIT_BYTES_MIN >= 4 * SPILL_SLOT_BYTES);
+    assert!(WATERMARK_PERCENT_MAX < 100 && READ_AHEAD_MEMORY_SHARE > 1);
+    assert!(READ_AHEAD_CHUNKS_MIN > 0 && READ_AHEAD_CHUNKS_MIN <= READ_AHEAD_CHUNKS_MAX);
+    assert!(VICTIMS_PER_TICK_MAX >= DISK_WRITE_CHUNKS_MAX);
+    assert!(SPILL_SLOT_BYTES.is_multiple_of(DISK_ALIGN_BYTES));
+    // Pages of a slot are counted in a byte.
+    assert!(SPILL_SLOT_BYTES / DISK_ALIGN_BYTES <= 256);
+    assert!(SPILL_EXTENT_SLOTS > 0 && SPILL_WRITE_DEPTH > 0 && SPILL_READ_DEPTH > 0);
+    assert!(SPILL_RELEASE_DEPTH > 0);
+    // A write that comes while the disk is given blocks back finds it calm again before the next.
+    assert!(SPILL_RELEASE_PACE_MS <= SPILL_CALM_MS);
     assert!(BATCH_WIRE_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(DELIVER_HEADER_BYTES + BATCH_RECORDS_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(PROPERTIES_BYTES_MAX + RECORD_HEADER_BYTES < BATCH_RECORDS_BYTES_MAX);

@@ -93,9 +93,10 @@ impl Bench {
             tag: planned.tag,
             file: self.file,
             offset: planned.offset,
-            chunk: planned.chunk,
+            chunks: vec![planned.chunk],
         };
         assert!(self.disk.submit(request).is_ok());
+        self.disk.flush();
         match self.completion() {
             DiskCompletion::Written { tag, result } => self.plan.handle_written(tag, result),
             _ => panic!("only the write is under way"),
@@ -112,6 +113,7 @@ impl Bench {
             into: planned.into,
         };
         assert!(self.disk.submit(request).is_ok());
+        self.disk.flush();
         match self.completion() {
             DiskCompletion::Read { tag, into, result } => self.plan.handle_read(tag, into, result),
             _ => panic!("only the read is under way"),

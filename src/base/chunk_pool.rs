@@ -100,6 +100,9 @@ struct PoolState {
     /// Per class: slabs with a free chunk, the one to take from at the end.
     with_room: Vec<Vec<usize>>,
     mapped_slabs: usize,
+    /// Chunks that somebody writes or reads, and their bytes.
+    used_chunks: usize,
+    used_bytes: usize,
 }
 
 /// See the module.
@@ -120,7 +123,13 @@ impl ChunkPool {
             assert!(*bytes > shape.header_bytes && shape.slab_bytes.is_multiple_of(*bytes));
         }
         let with_room = shape.class_bytes.iter().map(|_| Vec::new()).collect();
-        let state = PoolState { slabs: Vec::new(), with_room, mapped_slabs: 0 };
+        let state = PoolState {
+            slabs: Vec::new(),
+            with_room,
+            mapped_slabs: 0,
+            used_chunks: 0,
+            used_bytes: 0,
+        };
         ChunkPool { shape, source, state: Rc::new(RefCell::new(state)) }
     }
 
@@ -132,6 +141,16 @@ impl ChunkPool {
     /// Bytes mapped, used or not: what the budget is charged.
     pub fn mapped_bytes(&self) -> usize {
         self.state.borrow().mapped_slabs * self.shape.slab_bytes
+    }
+
+    /// Bytes of chunks that are mapped and free.
+    pub fn free_bytes(&self) -> usize {
+        self.mapped_bytes() - self.state.borrow().used_bytes
+    }
+
+    /// Chunks that somebody writes or reads.
+    pub fn used_chunks(&self) -> usize {
+        self.state.borrow().used_chunks
     }
 
     /// Takes a free chunk of `class`; `None` when a slab must be mapped first.
@@ -227,7 +246,10 @@ impl PoolState {
         if slab.free.is_empty() {
             self.with_room[class].pop();
         }
-        Some(Rc::clone(&slab.chunks[nth as usize]))
+        let raw = Rc::clone(&slab.chunks[nth as usize]);
+        self.used_chunks += 1;
+        self.used_bytes += raw.bytes;
+        Some(raw)
     }
 
     fn free(&mut self, raw: &RawChunk, slab_start: usize) {
@@ -237,6 +259,8 @@ impl PoolState {
             self.with_room[raw.class].push(raw.slab);
         }
         slab.free.push(nth as u32);
+        self.used_chunks -= 1;
+        self.used_bytes -= raw.bytes;
     }
 }
 
@@ -366,6 +390,39 @@ impl ChunkWriter {
     pub fn loaded_image(&self) -> &[u8] {
         self.raw.slice(0..self.raw.filled.get())
     }
+
+    /// All bytes of a chunk that an image was loaded into, to mend it.
+    ///
+    /// # Panics
+    /// If there is a reader.
+    pub fn loaded_bytes(&mut self) -> &mut [u8] {
+        assert_eq!(self.raw.handles.get(), 1, "a chunk that is read cannot be mended");
+        // SAFETY: as in `load`: the only handle is borrowed mutably, and all bytes are initialised.
+        unsafe { std::slice::from_raw_parts_mut(self.raw.start.as_ptr(), self.raw.bytes) }
+    }
+
+    /// Forgets what was loaded, so that an image can be loaded again.
+    ///
+    /// # Panics
+    /// If there is a reader.
+    pub fn unload(&mut self) {
+        assert_eq!(self.raw.handles.get(), 1, "a chunk that is read cannot be loaded");
+        self.raw.filled.set(self.raw.header_bytes);
+    }
+
+    /// Ends the filling of a chunk whose image, with a header, was loaded or written by
+    /// [`ChunkWriter::loaded_bytes`]: `used_bytes` of it count, and the padding behind them up to
+    /// `align_bytes` is zeroed.
+    ///
+    /// # Panics
+    /// If there is a reader, or `used_bytes` are less than a header or more than the chunk.
+    pub fn seal_loaded(mut self, used_bytes: usize, align_bytes: usize) -> SealedChunk {
+        assert!(used_bytes >= self.raw.header_bytes && used_bytes <= self.raw.bytes);
+        let image_bytes = used_bytes.next_multiple_of(align_bytes).min(self.raw.bytes);
+        self.loaded_bytes()[used_bytes..image_bytes].fill(0);
+        self.raw.filled.set(used_bytes);
+        SealedChunk { reader: self.reader(), image_bytes }
+    }
 }
 
 impl Drop for ChunkWriter {
@@ -470,6 +527,7 @@ mod tests {
         assert!(pool.grow(0));
         let first = pool.take(0).unwrap();
         let second = pool.take(0).unwrap();
+        assert_eq!((pool.used_chunks(), pool.free_bytes()), (2, 8192));
         let reader = second.reader();
         let place = reader.raw.start;
         drop(second);
@@ -477,7 +535,7 @@ mod tests {
         drop(reader);
         assert_eq!(pool.take(0).unwrap().raw.start, place);
         drop(first);
-        assert_eq!(pool.mapped_bytes(), 16384);
+        assert_eq!((pool.mapped_bytes(), pool.free_bytes()), (16384, 16384));
         assert_eq!(pool.shrink(0), 16384);
         assert_eq!(pool.mapped_bytes(), 0);
         assert!(pool.take(0).is_none());
@@ -511,6 +569,27 @@ mod tests {
         assert_eq!(bytes, 512);
         assert_eq!(again.loaded_image(), sealed.image());
         assert_eq!(again.slice(64..68), b"body");
+        again.unload();
+        again.load(|all| {
+            all[..512].copy_from_slice(sealed.image());
+            all[100] = 9;
+            512
+        });
+        again.loaded_bytes()[64..68].copy_from_slice(b"mend");
+        let again = again.seal_loaded(68, 512);
+        assert_eq!((again.reader().filled_bytes(), again.image().len()), (68, 512));
+        assert_eq!(again.reader().slice(64..68), b"mend");
+        assert!(again.image()[68..].iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "cannot be mended")]
+    fn a_chunk_that_is_read_is_not_mended() {
+        let pool = pool();
+        assert!(pool.grow(0));
+        let mut writer = pool.take(0).unwrap();
+        let _reader = writer.reader();
+        writer.loaded_bytes();
     }
 
     #[test]

@@ -29,10 +29,37 @@ pub struct ServeArgs {
     /// Memory for messages and all that belongs to them, such as 256MiB [default: half of what
     /// there is]
     ///
-    /// At the limit new messages are refused, or their publishers wait, as each queue's --on-full
-    /// says. Consumers go on.
+    /// Where it gets short, messages go to disk, those that are needed last first. When the disk
+    /// has no room either, new messages are refused, or their publishers wait, as each queue's
+    /// --on-full says. Consumers go on.
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<String>,
+
+    /// Disk for messages that memory has no room for, such as 10GiB; 0 for none [default: 80 % of
+    /// what was free at the first start]
+    ///
+    /// The default is written down in the data directory, in the file disk-limit.
+    #[arg(long, value_name = "SIZE")]
+    disk_limit: Option<String>,
+
+    /// What is left free of the file system [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    disk_headroom: Option<String>,
+
+    /// Space on disk that is kept for the next spike [default: 256MiB]
+    ///
+    /// What is over it goes back to the file system, slowly, while the disk is calm; all of it at
+    /// once by `forebay trim`.
+    #[arg(long, value_name = "SIZE")]
+    spill_reserve: Option<String>,
+
+    /// Over so much of the memory for messages they are written to disk [default: 70%]
+    #[arg(long, value_name = "PERCENT")]
+    watermark_high: Option<String>,
+
+    /// And until it is under so much [default: 60%]
+    #[arg(long, value_name = "PERCENT")]
+    watermark_low: Option<String>,
 
     /// Largest body of a message, such as 1MiB [default: 16MiB, or an eighth of a shard's memory]
     #[arg(long, value_name = "SIZE")]
@@ -104,6 +131,11 @@ impl ServeArgs {
             ("admin", self.admin.clone()),
             ("data_dir", self.data_dir.clone()),
             ("memory_limit", self.memory_limit.clone()),
+            ("disk_limit", self.disk_limit.clone()),
+            ("disk_headroom", self.disk_headroom.clone()),
+            ("spill_reserve", self.spill_reserve.clone()),
+            ("watermark_high", self.watermark_high.clone()),
+            ("watermark_low", self.watermark_low.clone()),
             ("message_bytes_max", self.message_bytes_max.clone()),
             ("shards", self.shards.clone()),
             ("pin", self.pin.clone()),

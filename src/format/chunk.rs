@@ -16,8 +16,10 @@
 //! ```
 
 use crate::base::checksum::crc32c;
+use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
+use crate::format::batch::RECORDS_BYTES_AT;
 use crate::format::{u16_at, u32_at, u64_at};
-use crate::limits::CHUNK_HEADER_BYTES;
+use crate::limits::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, DISK_ALIGN_BYTES};
 
 /// "FBCK", little endian.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"FBCK");
@@ -54,6 +56,19 @@ pub enum ChunkError {
     Contradiction,
 }
 
+/// Which chunk an image is of: what its reader knows before it reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChunkName {
+    /// The queue's number in its store.
+    pub queue: u64,
+    /// Ordinal of the chunk in its log.
+    pub chunk: u64,
+    /// Sequence of the first message.
+    pub first_sequence: u64,
+    /// One past the sequence of the last.
+    pub end_sequence: u64,
+}
+
 /// See the module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChunkHeader {
@@ -72,6 +87,19 @@ pub struct ChunkHeader {
 }
 
 impl ChunkHeader {
+    /// A header of what `name` says.
+    pub fn of(name: ChunkName, used_bytes: usize, batch_count: u32) -> ChunkHeader {
+        let ChunkName { queue, chunk, first_sequence, end_sequence } = name;
+        let used_bytes = used_bytes as u32;
+        ChunkHeader { used_bytes, queue, first_sequence, end_sequence, batch_count, chunk }
+    }
+
+    /// Which chunk it is.
+    pub fn name(&self) -> ChunkName {
+        let &ChunkHeader { queue, chunk, first_sequence, end_sequence, .. } = self;
+        ChunkName { queue, chunk, first_sequence, end_sequence }
+    }
+
     /// The header as bytes, with the checksum over itself and `batches`.
     ///
     /// # Panics
@@ -126,6 +154,25 @@ impl ChunkHeader {
         }
         Ok(header)
     }
+}
+
+/// Ends the filling of a chunk: writes its header, with what `name` says and the count, the bytes
+/// and the checksum of the batches in it, and zeroes the padding. Then its image can go to disk.
+///
+/// # Panics
+/// If what it is filled with are not whole batches, each behind its prefix.
+pub fn seal(writer: ChunkWriter, name: ChunkName) -> SealedChunk {
+    let used = writer.filled_bytes();
+    let batches = writer.slice(CHUNK_HEADER_BYTES..used);
+    let (mut batch_count, mut at) = (0, 0);
+    while at < batches.len() {
+        let records_bytes = u32_at(batches, at + BATCH_PREFIX_BYTES + RECORDS_BYTES_AT);
+        at += BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES + records_bytes as usize;
+        batch_count += 1;
+    }
+    assert_eq!(at, batches.len(), "a chunk is filled with whole batches");
+    let bytes = ChunkHeader::of(name, used, batch_count).encode(batches);
+    writer.seal(&bytes, DISK_ALIGN_BYTES)
 }
 
 /// Over the header behind its checksum, then the checksum of the batches: so that neither needs to

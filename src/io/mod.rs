@@ -7,6 +7,8 @@
 
 pub mod affinity;
 pub mod clock;
+mod disk_file;
+mod disk_table;
 pub mod memory;
 pub mod mio_net;
 pub mod process;
@@ -149,17 +151,19 @@ pub struct FileId(pub u32);
 
 /// Something to do on disk. Offsets and lengths are multiples of
 /// [`DISK_ALIGN_BYTES`](crate::limits::DISK_ALIGN_BYTES). `tag` is the caller's and comes back.
+/// What overlaps and is under way at the same time happens in any order.
 pub enum DiskRequest {
-    /// Writes a sealed chunk's image.
+    /// Writes the images of sealed chunks one behind the other.
     Write {
         /// Comes back with the completion.
         tag: u64,
         /// Where.
         file: FileId,
-        /// From the file's start.
+        /// Of the first image, from the file's start.
         offset: u64,
-        /// What; held until the completion is polled.
-        chunk: SealedChunk,
+        /// What, from 1 to [`DISK_WRITE_CHUNKS_MAX`](crate::limits::DISK_WRITE_CHUNKS_MAX); held
+        /// until the completion is polled.
+        chunks: Vec<SealedChunk>,
     },
     /// Reads an image into an empty chunk.
     Read {
@@ -180,6 +184,31 @@ pub enum DiskRequest {
         tag: u64,
         /// Which.
         file: FileId,
+    },
+    /// Asks for blocks for a range, so that writes there find room; the file grows to hold it.
+    /// What stands in the range stays. Where the file system cannot do that, nothing happens, and
+    /// writes find room or not by themselves.
+    Allocate {
+        /// Comes back with the completion.
+        tag: u64,
+        /// Where.
+        file: FileId,
+        /// From the file's start.
+        offset: u64,
+        /// How many, at least one.
+        bytes: u64,
+    },
+    /// Gives the blocks of a range back to the file system; it reads as zeros then. The file's
+    /// length stays. Nothing else may be under way in the range.
+    Release {
+        /// Comes back with the completion.
+        tag: u64,
+        /// Where.
+        file: FileId,
+        /// From the file's start.
+        offset: u64,
+        /// How many, at least one.
+        bytes: u64,
     },
 }
 
@@ -208,6 +237,20 @@ pub enum DiskCompletion {
         /// How it ended. After an error nothing may be assumed of earlier writes.
         result: Result<(), ErrorKind>,
     },
+    /// An allocation has ended.
+    Allocated {
+        /// The request's.
+        tag: u64,
+        /// How it ended; after an error a part of the range may have its blocks.
+        result: Result<(), ErrorKind>,
+    },
+    /// A release has ended.
+    Released {
+        /// The request's.
+        tag: u64,
+        /// How it ended; `Unsupported` where the file system gives nothing back.
+        result: Result<(), ErrorKind>,
+    },
 }
 
 /// Files of one shard. Backends finish short reads and writes and EINTR by themselves.
@@ -217,11 +260,24 @@ pub trait Disk {
     /// # Errors
     /// As the system says.
     fn open(&mut self, name: &str) -> std::io::Result<FileId>;
-    /// Starts a request. Gives it back when as many are under way as the backend takes.
+    /// Bytes from the file's start that surely have blocks; there may be more behind a hole.
+    /// Blocks; for boot, not for ticks.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn file_bytes(&self, file: FileId) -> std::io::Result<u64>;
+    /// Free bytes of the file system, as far as we may use them; `None` if the system does not say
+    /// or nothing is open yet. Cheap.
+    fn free_bytes(&self) -> Option<u64>;
+    /// Takes a request; [`Disk::flush`] starts it. Gives it back when as many are under way as the
+    /// backend takes.
     ///
     /// # Errors
     /// The request itself, when the backend is full: poll completions and try again.
     fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest>;
+    /// Hands all that was submitted to the system at once. For each tick, at its end; cheap if
+    /// there is nothing.
+    fn flush(&mut self);
     /// Takes one completion, if there is one. Completions wake [`Net::poll`].
     fn poll_completion(&mut self) -> Option<DiskCompletion>;
 }

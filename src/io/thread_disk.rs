@@ -1,18 +1,16 @@
-//! Files by a few threads that call pread, pwrite and fdatasync: works everywhere.
+//! Files by a few threads that make the system's blocking calls: works everywhere.
 //!
-//! Requests and their chunks stay in a table on the caller's side; threads get a file, a place and
-//! a pointer, and give back the number in the table. The table never outlives its threads: they
-//! are joined before it is dropped.
+//! Requests and their chunks stay in a table on the caller's side; threads get a file and what to
+//! do there, and give back the number in the table. The table outlives the threads: they are
+//! joined before it is dropped.
 
-use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
+use crate::io::disk_file::{Directory, DiskFile};
+use crate::io::disk_table::{DiskTable, Work};
 use crate::io::{Disk, DiskCompletion, DiskRequest, FileId};
-use crate::limits::DISK_ALIGN_BYTES;
 use crossbeam_queue::ArrayQueue;
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{Error, ErrorKind};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -35,40 +33,21 @@ impl Default for ThreadDiskShape {
     }
 }
 
-/// A request that is under way, with the chunk that keeps its bytes alive and in place.
-enum UnderWay {
-    Write { tag: u64, _chunk: SealedChunk },
-    Read { tag: u64, into: ChunkWriter },
-    Sync { tag: u64 },
-}
-
-enum Work {
-    Write { bytes: *const u8, count: usize, offset: u64 },
-    Read { into: *mut u8, count: usize, offset: u64 },
-    Sync,
-}
-
 struct Job {
     entry: usize,
-    file: Arc<OpenFile>,
+    file: Arc<DiskFile>,
     work: Work,
 }
 
-// SAFETY: the pointers are into the chunk of table entry `entry`, whose handle stays in the table
-// until this job's completion is polled; the bytes of a write do not change while a handle lives,
-// those of a read are touched by nobody else, for the table holds their only writer. The table
-// outlives the threads (`ThreadDisk::drop` joins them first). The rest is Send by itself.
+// SAFETY: the work's pointers are into the chunks of table entry `entry`, whose handles stay in
+// the table until this job's completion is polled; the bytes of a write do not change while a
+// handle lives, those of a read are touched by nobody else, for the table holds their only writer.
+// The table outlives the threads (`ThreadDisk::drop` joins them first). The rest is Send by itself.
 unsafe impl Send for Job {}
 
 struct Done {
     entry: usize,
     result: Result<usize, ErrorKind>,
-}
-
-struct OpenFile {
-    file: File,
-    /// Opened with O_DIRECT: offsets and lengths must stay aligned.
-    direct: bool,
 }
 
 struct JobQueue {
@@ -85,12 +64,12 @@ struct Shared {
 
 /// See the module.
 pub struct ThreadDisk {
-    directory: PathBuf,
+    directory: Directory,
     shape: ThreadDiskShape,
-    files: Vec<Arc<OpenFile>>,
-    /// `None`: free.
-    table: Vec<Option<UnderWay>>,
-    free: Vec<usize>,
+    files: Vec<Arc<DiskFile>>,
+    table: DiskTable,
+    /// Not flushed yet.
+    submitted: Vec<Job>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -98,15 +77,15 @@ pub struct ThreadDisk {
 impl ThreadDisk {
     /// A disk whose files are in `directory`, which exists.
     pub fn new(directory: &Path, shape: ThreadDiskShape, wake_up: WakeUp) -> ThreadDisk {
-        assert!(shape.threads > 0 && shape.depth > 0);
+        assert!(shape.threads > 0);
         let queue = Mutex::new(JobQueue { jobs: VecDeque::new(), ending: false });
         let done = ArrayQueue::new(shape.depth);
         ThreadDisk {
-            directory: directory.to_owned(),
+            directory: Directory::new(directory),
             shape,
             files: Vec::new(),
-            table: (0..shape.depth).map(|_| None).collect(),
-            free: (0..shape.depth).rev().collect(),
+            table: DiskTable::new(shape.depth),
+            submitted: Vec::new(),
             shared: Arc::new(Shared { queue, work: Condvar::new(), done, wake_up }),
             threads: Vec::new(),
         }
@@ -125,64 +104,42 @@ impl ThreadDisk {
 
 impl Disk for ThreadDisk {
     fn open(&mut self, name: &str) -> std::io::Result<FileId> {
-        if name.is_empty() || name.contains('/') || name == "." || name == ".." {
-            return Err(Error::new(ErrorKind::InvalidInput, "not the name of a file"));
-        }
-        self.start_threads()?;
         let number = u32::try_from(self.files.len()).map_err(|_| ErrorKind::QuotaExceeded)?;
-        let opened = OpenFile::open(&self.directory.join(name))?;
-        // So that a file that was just made is still there after a crash.
-        File::open(&self.directory)?.sync_all()?;
-        self.files.push(Arc::new(opened));
+        let file = self.directory.open(name)?;
+        self.start_threads()?;
+        self.files.push(Arc::new(file));
         Ok(FileId(number))
     }
 
+    fn file_bytes(&self, file: FileId) -> std::io::Result<u64> {
+        self.files[file.0 as usize].warm_bytes()
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.directory.free_bytes()
+    }
+
     fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest> {
-        let Some(entry) = self.free.pop() else { return Err(request) };
-        let aligned = |number: u64| number.is_multiple_of(DISK_ALIGN_BYTES as u64);
-        let (file, work, under_way) = match request {
-            DiskRequest::Write { tag, file, offset, chunk } => {
-                let image = chunk.image();
-                assert!(aligned(offset) && aligned(image.len() as u64));
-                let work = Work::Write { bytes: image.as_ptr(), count: image.len(), offset };
-                (file, work, UnderWay::Write { tag, _chunk: chunk })
-            }
-            DiskRequest::Read { tag, file, offset, bytes, mut into } => {
-                assert!(aligned(offset) && aligned(bytes as u64));
-                let mut start = std::ptr::null_mut();
-                // The chunk stays empty until the bytes are there.
-                into.load(|all| {
-                    start = all[..bytes].as_mut_ptr();
-                    0
-                });
-                let work = Work::Read { into: start, count: bytes, offset };
-                (file, work, UnderWay::Read { tag, into })
-            }
-            DiskRequest::Sync { tag, file } => (file, Work::Sync, UnderWay::Sync { tag }),
-        };
-        self.table[entry] = Some(under_way);
-        let job = Job { entry, file: Arc::clone(&self.files[file.0 as usize]), work };
-        self.shared.queue().jobs.push_back(job);
-        self.shared.work.notify_one();
+        let (entry, file, work) = self.table.begin(request)?;
+        let file = Arc::clone(&self.files[file.0 as usize]);
+        self.submitted.push(Job { entry, file, work });
         Ok(())
+    }
+
+    fn flush(&mut self) {
+        if self.submitted.is_empty() {
+            return;
+        }
+        let count = self.submitted.len();
+        self.shared.queue().jobs.extend(self.submitted.drain(..));
+        for _ in 0..count.min(self.threads.len()) {
+            self.shared.work.notify_one();
+        }
     }
 
     fn poll_completion(&mut self) -> Option<DiskCompletion> {
         let Done { entry, result } = self.shared.done.pop()?;
-        let under_way = self.table[entry].take().expect("a job has one completion");
-        self.free.push(entry);
-        Some(match under_way {
-            UnderWay::Write { tag, _chunk } => {
-                DiskCompletion::Written { tag, result: result.map(drop) }
-            }
-            UnderWay::Sync { tag } => DiskCompletion::Synced { tag, result: result.map(drop) },
-            UnderWay::Read { tag, mut into } => {
-                if let Ok(bytes) = result {
-                    into.load(|_| bytes);
-                }
-                DiskCompletion::Read { tag, into, result }
-            }
-        })
+        Some(self.table.end(entry, result))
     }
 }
 
@@ -225,95 +182,23 @@ impl Shared {
 /// The life of a thread.
 fn serve(shared: &Shared) {
     while let Some(job) = shared.next_job() {
-        let result = job.run().map_err(|error| error.kind());
-        let done = Done { entry: job.entry, result };
-        assert!(shared.done.push(done).is_ok(), "there is a place for each table entry");
+        let (entry, result) = (job.entry, job.run());
+        assert!(shared.done.push(Done { entry, result }).is_ok(), "as many as table entries");
         (shared.wake_up)();
     }
 }
 
 impl Job {
-    fn run(&self) -> std::io::Result<usize> {
+    /// The pointers that a transfer has are good: see `impl Send for Job`.
+    fn run(self) -> Result<usize, ErrorKind> {
         match self.work {
-            Work::Write { bytes, count, offset } => {
-                // SAFETY: see `impl Send for Job`: alive, initialised and unchanging.
-                let bytes = unsafe { std::slice::from_raw_parts(bytes, count) };
-                self.file.write(bytes, offset).map(|()| count)
-            }
-            Work::Read { into, count, offset } => {
-                // SAFETY: see `impl Send for Job`: alive, initialised and nobody else's.
-                let into = unsafe { std::slice::from_raw_parts_mut(into, count) };
-                self.file.read(into, offset)
-            }
-            // Not tried again after an error: the system may have dropped what it could not write.
-            Work::Sync => self.file.file.sync_data().map(|()| 0),
+            Work::Write(mut transfer) => self.file.write(&mut transfer),
+            Work::Read(mut transfer) => self.file.read(&mut transfer),
+            Work::Sync => self.file.sync(),
+            Work::Allocate(extent) => self.file.allocate(extent),
+            Work::Release(extent) => self.file.release(extent),
         }
     }
-}
-
-impl OpenFile {
-    /// With O_DIRECT if the file system takes it.
-    fn open(path: &Path) -> std::io::Result<OpenFile> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let mut direct_options = options.clone();
-        direct_options.custom_flags(libc::O_DIRECT);
-        if let Ok(file) = direct_options.open(path)
-            && takes_aligned_reads(&file)
-        {
-            return Ok(OpenFile { file, direct: true });
-        }
-        Ok(OpenFile { file: options.open(path)?, direct: false })
-    }
-
-    fn write(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
-        let mut done = 0;
-        while done < bytes.len() {
-            match self.file.write_at(&bytes[done..], offset + done as u64) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                // A direct write goes on at the block in which it stopped.
-                Ok(count) if self.direct && done + count < bytes.len() => {
-                    let next = (done + count) / DISK_ALIGN_BYTES * DISK_ALIGN_BYTES;
-                    if next == done {
-                        return Err(ErrorKind::WriteZero.into());
-                    }
-                    done = next;
-                }
-                Ok(count) => done += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Fewer bytes than asked for only at the end of the file.
-    fn read(&self, into: &mut [u8], offset: u64) -> std::io::Result<usize> {
-        let mut done = 0;
-        while done < into.len() {
-            match self.file.read_at(&mut into[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(count) => {
-                    done += count;
-                    // A direct read stops inside a block only where the file does.
-                    if self.direct && !done.is_multiple_of(DISK_ALIGN_BYTES) {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(done)
-    }
-}
-
-/// Some file systems take O_DIRECT and then refuse every read or want larger blocks than ours.
-fn takes_aligned_reads(file: &File) -> bool {
-    #[repr(align(4096))]
-    struct Block([u8; DISK_ALIGN_BYTES]);
-    let mut block = Box::new(Block([0; DISK_ALIGN_BYTES]));
-    file.read_at(&mut block.0, 0).is_ok()
 }
 
 #[cfg(test)]

@@ -50,6 +50,20 @@ pub fn used_bytes(directory: &Path, prefix: &str, suffix: &str) -> Result<u64> {
     Ok(bytes)
 }
 
+/// Removes those files of `directory` whose names are picked.
+///
+/// # Errors
+/// As the system says.
+pub fn remove_files(directory: &Path, picked: impl Fn(&str) -> bool) -> Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(&picked) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Puts a file with these bytes under `name`. After a crash there is the old file, the new one or
 /// none, as before; never a part. On return the device has it.
 ///

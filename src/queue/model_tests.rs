@@ -33,7 +33,7 @@ fn memory() -> Memory {
 
 fn queue(options: QueueOptions, memory: &mut Memory) -> Queue {
     let bounds = QueueBounds { window_bytes: 1 << 40, ..QueueBounds::default() };
-    let mut queue = Queue::new("q", options, bounds, Wall(1), 1, memory).unwrap();
+    let mut queue = Queue::new("q", options, bounds, 1, Wall(1), 1, memory).unwrap();
     let (asked, now) = (SubscriptionOptions::default(), Now::default());
     queue.create_subscription("default", asked, Start::Now, now, memory).unwrap();
     queue
@@ -81,6 +81,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Purge),
     ];
     vec(step, 1..80)
+}
+
+/// Lengths of the bodies of a batch: of one length where bytes are limited, for then a run that is
+/// cut counts its records' own bytes, and the model need not know how it was cut.
+fn lengths_for(options: &QueueOptions, lengths: &[usize]) -> Vec<usize> {
+    match options.bytes_max {
+        0 => lengths.to_vec(),
+        _ => vec![lengths[0]; lengths.len()],
+    }
 }
 
 fn any_options() -> impl Strategy<Value = QueueOptions> {
@@ -196,6 +205,7 @@ impl Pair {
     }
 
     fn publish(&mut self, lengths: &[usize]) {
+        let lengths = lengths_for(self.queue.options(), lengths);
         let mut builder = BatchBuilder::default();
         let body = |nth: usize, length| vec![(self.next_publish as usize + nth) as u8; length];
         let bodies: Vec<Vec<u8>> =
@@ -309,14 +319,16 @@ impl Pair {
         let in_flight: usize = self.takers.iter().map(|taker| taker.in_flight.len()).sum();
         assert_eq!(queue.ready(), self.ready.len() as u64);
         assert_eq!(queue.in_flight(), in_flight as u64);
-        assert_eq!(queue.bytes(), self.bytes_held());
+        if self.held.is_empty() || queue.options().bytes_max > 0 {
+            assert_eq!(queue.bytes(), self.bytes_held());
+        }
         let counters = queue.counters();
         assert_eq!(counters.gone(), self.gone);
         assert_eq!(counters.published, counters.gone() + queue.ready() + queue.in_flight());
         let QueueOptions { messages_max, bytes_max, .. } = *queue.options();
         assert!(messages_max == 0 || queue.messages() <= messages_max);
         assert!(bytes_max == 0 || queue.bytes() <= bytes_max);
-        let (peeked, more) = queue.peek(self.subscription, 0, 1000, 1 << 20);
+        let (peeked, more) = queue.peek(self.subscription, 0, 1000, 1 << 20).unwrap();
         let sequences: Vec<u64> = peeked.iter().map(|message| message.sequence).collect();
         assert_eq!(sequences, self.ready.iter().copied().collect::<Vec<_>>());
         assert!(!more);

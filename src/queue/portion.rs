@@ -4,7 +4,8 @@
 
 use crate::base::time::Wall;
 use crate::limits::RUN_RECORDS_MAX;
-use crate::queue::log::{Log, Run};
+use crate::queue::log::Run;
+use std::ops::Range;
 
 const WORDS: usize = RUN_RECORDS_MAX / 64;
 
@@ -100,6 +101,14 @@ impl Portion {
         taken
     }
 
+    /// Takes out what is left of the messages with these sequences, if anything is.
+    pub fn take_range(&mut self, range: &Range<u64>) -> Option<Portion> {
+        let held = self.run.sequence..self.run.sequence + u64::from(self.run.count);
+        let from = range.start.clamp(held.start, held.end) - held.start;
+        let to = range.end.clamp(held.start, held.end) - held.start;
+        Some(self.take(from as u32, to.max(from) as u32)).filter(|taken| taken.left() > 0)
+    }
+
     /// Adds what another portion of the same run has left.
     ///
     /// # Panics
@@ -125,23 +134,18 @@ impl Portion {
         (self.run.sequence, self.run.count) == (run.sequence, run.count)
     }
 
-    /// Bytes of the records left.
+    /// What its subscription accounts for the messages left.
     #[inline]
-    pub fn bytes(&self, log: &Log) -> u64 {
+    pub fn charge(&self) -> u64 {
         if self.left == self.run.count {
-            return self.run.bytes;
+            return self.run.charge;
         }
-        log.sum_bytes(&self.run, |nth| self.has(nth))
-    }
-
-    /// The stretches left, each as a run.
-    pub fn stretches<'a>(&'a self, log: &'a Log) -> impl Iterator<Item = Run> + 'a {
-        let mut from = 0;
-        std::iter::from_fn(move || {
-            let (skip, take) = self.next(from, self.run.count)?;
+        let (mut from, mut sum) = (0, 0);
+        while let Some((skip, take)) = self.next(from, self.run.count) {
             from = skip + take;
-            Some(log.part(&self.run, skip, take))
-        })
+            sum += self.run.share(skip, take);
+        }
+        sum
     }
 
     /// Sequences left, as ranges `(first, last)`.
@@ -171,7 +175,9 @@ mod tests {
     use crate::queue::log::Position;
 
     fn portion(count: u32) -> Portion {
-        let run = Run { at: Position::chunk_start(0), count, bytes: 0, sequence: 1, large: false };
+        let at = Position::chunk_start(0);
+        let (bytes, charge) = (1003, 1003);
+        let run = Run { at, count, bytes, charge, sequence: 1, large: false };
         Portion::whole(run, History::default())
     }
 
@@ -185,6 +191,17 @@ mod tests {
         assert_eq!((all.next(10, 70), taken.first_sequence()), (None, 11));
         assert_eq!(all.take(0, 100).left(), 40);
         assert_eq!((all.left(), all.next(0, 100)), (0, None));
+    }
+
+    #[test]
+    fn charges_add_up_however_a_run_is_cut() {
+        for count in [1, 7, 100, 256] {
+            let mut all = portion(count);
+            let mut parts = vec![all.take(count / 3, count / 2)];
+            parts.extend((0..count).step_by(3).map(|nth| all.take(nth, nth + 1)));
+            parts.push(all);
+            assert_eq!(parts.iter().map(Portion::charge).sum::<u64>(), 1003);
+        }
     }
 
     #[test]

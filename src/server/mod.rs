@@ -65,6 +65,9 @@ pub enum ServeError {
     /// A core is not there, or not for us.
     #[error(transparent)]
     Pin(#[from] PinError),
+    /// What memory has no room for would have nowhere to go.
+    #[error("cannot open a spill file in the data directory: {0}; --disk-limit 0 does without")]
+    SpillFile(std::io::Error),
     /// The system refused a thread or the signals.
     #[error("cannot start: {0}")]
     Start(std::io::Error),
@@ -132,7 +135,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     })?;
     let address = nets[0].address().map_err(ServeError::Start)?;
     let admin = config.admin.map(admin::bind).transpose()?;
-    let disk_limit = disk_limit::resolve(data_dir.path(), None)?;
+    let disk_limit = disk_limit::resolve(data_dir.path(), config.disk_limit_bytes)?;
     let commands: Vec<_> = nets.iter().map(|_| mailbox::commands()).collect();
     let line = |(mailbox, net): (&Commands, &MioNet)| ShardLine {
         mailbox: Arc::clone(mailbox),
@@ -142,6 +145,8 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     let health = Arc::new(Health::default());
     let signals = signals::watch(lines.clone(), Arc::clone(&health)).map_err(ServeError::Start)?;
     let mut config = config.clone();
+    config.disk_limit_bytes = Some(disk_limit.bytes);
+    config.spill_reserve_bytes = config.spill_reserve_bytes.min(disk_limit.bytes);
     config.connections_max = config.connections_max.min(connections_by_files(files, config.shards));
     log_start(&config, files);
     let watched = Watched {
@@ -176,6 +181,8 @@ fn shard_config(config: &Config, nth: usize) -> ShardConfig {
         hello_timeout_ms: ms(config.hello_timeout),
         frame_timeout_ms: ms(config.frame_timeout),
         stall_timeout_ms: ms(config.stall_timeout),
+        watermark_high: config.watermark_high,
+        watermark_low: config.watermark_low,
         busy_poll: config.busy_poll,
         ..ShardConfig::new(config.memory_limit_bytes)
     }

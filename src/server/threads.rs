@@ -8,13 +8,15 @@ use crate::io::clock::SystemClock;
 use crate::io::memory::MappedSlabs;
 use crate::io::mio_net::{MioNet, NetWaker};
 use crate::io::thread_disk::{ThreadDisk, ThreadDiskShape};
-use crate::io::{RealWorld, World};
+use crate::io::{RealWorld, World, volume};
 use crate::limits::{ADOPTIONS_MAX, MEMORY_GRANT_BYTES, MEMORY_RESERVE_BYTES};
 use crate::queue::memory::CommonBudget;
+use crate::server::disk_limit::SPILL_FILE_NAMES;
 use crate::server::{ServeError, shard_config};
 use crate::shard::mailbox::Commands;
 use crate::shard::post::{Office, PostShape};
 use crate::shard::{Adoptions, Shard, Status, adoptions};
+use crate::storage::spill::{DiskBudget, SpillShape};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -64,6 +66,16 @@ pub fn start(
         let office = Office::new(shards, PostShape::of(shards), common);
         Neighbours { office, adoptions: adoptions::<RealWorld>(shards, ADOPTIONS_MAX), wakers }
     });
+    let disk_limit_bytes = config.disk_limit_bytes.unwrap_or(0);
+    let disk_budget = DiskBudget::new(disk_limit_bytes);
+    // Of an earlier run with more shards, or one that spilled; what stands in them is worth nothing.
+    let (prefix, suffix) = SPILL_FILE_NAMES;
+    let of_no_shard = |name: &str| {
+        let number = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix));
+        let number = number.and_then(|number| number.parse::<u32>().ok());
+        number.is_some_and(|number| disk_limit_bytes == 0 || number >= shards)
+    };
+    volume::remove_files(data_dir, of_no_shard).map_err(ServeError::Start)?;
     // Two words from each, so nobody ever waits to be heard.
     let (sender, words) = sync_channel(2 * nets.len());
     let mut handles = Vec::with_capacity(nets.len());
@@ -75,6 +87,7 @@ pub fn start(
             net,
             commands: Arc::clone(&commands[nth]),
             neighbours: neighbours.clone(),
+            disk_budget: Arc::clone(&disk_budget),
         };
         let mouth = Mouth { nth, sender: sender.clone(), outcome: Err(ServeError::Fault(nth)) };
         let builder = std::thread::Builder::new().name(format!("shard-{nth}"));
@@ -139,6 +152,7 @@ struct ShardThread {
     net: <RealWorld as World>::Net,
     commands: Commands,
     neighbours: Option<Neighbours>,
+    disk_budget: Arc<DiskBudget>,
 }
 
 impl ShardThread {
@@ -160,6 +174,15 @@ impl ShardThread {
         );
         if let Some(Neighbours { office, adoptions, wakers }) = self.neighbours {
             shard.join(office, adoptions, Box::new(move |to| wakers[to].wake()));
+        }
+        if self.disk_budget.limit_bytes() > 0 {
+            let shards = self.config.shards;
+            let shape = SpillShape {
+                reserve_bytes: self.config.spill_reserve_bytes / u64::from(shards),
+                headroom_bytes: self.config.disk_headroom_bytes,
+                ..SpillShape::for_limit(self.disk_budget.limit_bytes(), shards)
+            };
+            shard.open_spill(shape, self.disk_budget).map_err(ServeError::SpillFile)?;
         }
         let _ = mouth.sender.send((self.nth, Word::Started));
         while shard.tick().map_err(ServeError::Ended)? == Status::Running {}

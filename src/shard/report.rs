@@ -11,8 +11,14 @@ use crate::shard::core::Core;
 use std::sync::mpsc::SyncSender;
 
 /// Why queues take nothing, as [`ShardFigures::blocked_by`] counts them.
-pub const BLOCK_CODES: [ErrorCode; 3] =
-    [ErrorCode::QueueMessagesMax, ErrorCode::QueueBytesMax, ErrorCode::MemoryLimit];
+pub const BLOCK_CODES: [ErrorCode; 6] = [
+    ErrorCode::QueueMessagesMax,
+    ErrorCode::QueueBytesMax,
+    ErrorCode::MemoryLimit,
+    ErrorCode::DiskLimit,
+    ErrorCode::DiskFull,
+    ErrorCode::DiskError,
+];
 
 /// Asks a shard for its figures.
 #[derive(Clone, Debug)]

@@ -10,6 +10,7 @@ mod limits_hold;
 mod options;
 mod report;
 mod shards;
+mod spill;
 mod subscriptions;
 mod verbs;
 

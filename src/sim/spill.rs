@@ -92,6 +92,12 @@ impl Spill {
             // What is under way comes to its end, and nothing is begun.
             return Ok(());
         }
+        let outcome = self.begin_something(&universe);
+        self.disk.flush();
+        outcome
+    }
+
+    fn begin_something(&mut self, universe: &Universe) -> Checked {
         if self.recovering {
             return self.recover();
         }
@@ -150,7 +156,7 @@ impl Spill {
         let bytes = chunk.image()[..header.used_bytes as usize].to_vec();
         let Ok(planned) = self.file.write(chunk, header) else { return };
         let (file, tag, offset) = (self.id, planned.tag, planned.offset);
-        let request = DiskRequest::Write { tag, file, offset, chunk: planned.chunk };
+        let request = DiskRequest::Write { tag, file, offset, chunks: vec![planned.chunk] };
         match self.disk.submit(request) {
             Ok(()) => {
                 self.under_way.insert(tag, UnderWay::Write(header, offset, bytes));
@@ -260,6 +266,9 @@ impl Spill {
                         stored.synced = true;
                     }
                 }
+            }
+            DiskCompletion::Allocated { .. } | DiskCompletion::Released { .. } => {
+                return Err("the end of what was not begun".into());
             }
         }
         Ok(())

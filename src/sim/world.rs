@@ -42,8 +42,8 @@ pub struct Universe {
     wall_offset_us: Cell<i64>,
     /// When faults have ended: the liveness phase.
     healed: Cell<bool>,
-    /// Soonest completion of any disk.
-    disk_due_ns: Cell<Option<u64>>,
+    /// Soonest completion of each disk.
+    disks_due_ns: RefCell<Vec<Option<u64>>>,
     /// When a shard that does not run now has something to do.
     others_due_ns: Cell<Option<u64>>,
     /// The network; clients and the broker meet in it.
@@ -61,7 +61,7 @@ impl Universe {
             mono_ns: Cell::new(1_000_000_000),
             wall_offset_us: Cell::new(WALL_START_US),
             healed: Cell::new(false),
-            disk_due_ns: Cell::new(None),
+            disks_due_ns: RefCell::new(Vec::new()),
             others_due_ns: Cell::new(None),
             net: RefCell::new(network),
         })
@@ -158,9 +158,16 @@ impl Universe {
         self.healed.get()
     }
 
+    /// A number for a disk.
+    pub fn add_disk(&self) -> usize {
+        let mut disks = self.disks_due_ns.borrow_mut();
+        disks.push(None);
+        disks.len() - 1
+    }
+
     /// A disk says when it will have something.
-    pub fn disk_due(&self, due_ns: Option<u64>) {
-        self.disk_due_ns.set(due_ns);
+    pub fn disk_due(&self, disk: usize, due_ns: Option<u64>) {
+        self.disks_due_ns.borrow_mut()[disk] = due_ns;
     }
 
     /// When a shard that does not run now has something to do: the one that runs waits no longer.
@@ -173,8 +180,8 @@ impl Universe {
         self.others_due_ns.set(due_ns);
     }
 
-    /// When the disk will have something.
+    /// When the first disk will have something.
     pub fn disk_due_ns(&self) -> Option<u64> {
-        self.disk_due_ns.get()
+        self.disks_due_ns.borrow().iter().flatten().min().copied()
     }
 }

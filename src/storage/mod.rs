@@ -3,3 +3,7 @@
 //! write out and when is decided above.
 
 pub mod chunk_file;
+pub mod extents;
+mod salvage;
+pub mod slots;
+pub mod spill;

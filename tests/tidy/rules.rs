@@ -7,13 +7,17 @@ pub type Faults = Vec<String>;
 
 /// What each module of `src/` may name, itself apart. A line may only name lines above it; the
 /// world of the simulator and the binaries join what they need. The queue knows no frame, but it
-/// says refusals and confirms in the protocol's words.
+/// says refusals and confirms in the protocol's words; and it knows no file, but it holds places on
+/// disk, which it cannot look into.
 const LAYERS: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("base", &["limits"]),
     ("format", &["limits", "base"]),
     ("protocol", &["limits", "base", "format"]),
-    ("queue", &["limits", "base", "format", "protocol::error", "protocol::hot"]),
+    (
+        "queue",
+        &["limits", "base", "format", "protocol::error", "protocol::hot", "storage::slots::Place"],
+    ),
     ("storage", &["limits", "base", "format"]),
     ("io", &["limits", "base", "format"]),
     ("config", &["limits", "base"]),

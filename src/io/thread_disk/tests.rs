@@ -1,8 +1,8 @@
 //! On real files.
 
 use super::*;
-use crate::base::chunk_pool::{ChunkPool, HeapSlabs, PoolShape};
-use crate::limits::{CHUNK_CLASS_BYTES, CHUNK_HEADER_BYTES, SLAB_BYTES};
+use crate::base::chunk_pool::{ChunkPool, ChunkWriter, HeapSlabs, PoolShape, SealedChunk};
+use crate::limits::{CHUNK_CLASS_BYTES, CHUNK_HEADER_BYTES, DISK_ALIGN_BYTES, SLAB_BYTES};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,7 +13,7 @@ struct Bench {
     pool: ChunkPool,
     disk: ThreadDisk,
     woken: Arc<AtomicUsize>,
-    _place: tempfile::TempDir,
+    place: tempfile::TempDir,
 }
 
 fn bench(shape: ThreadDiskShape) -> Bench {
@@ -30,7 +30,7 @@ fn bench(shape: ThreadDiskShape) -> Bench {
     };
     let pool = ChunkPool::new(pool_shape, Rc::new(HeapSlabs));
     assert!(pool.grow(CLASS));
-    Bench { pool, disk: ThreadDisk::new(place.path(), shape, wake_up), woken, _place: place }
+    Bench { pool, disk: ThreadDisk::new(place.path(), shape, wake_up), woken, place }
 }
 
 fn sealed(pool: &ChunkPool, fill: u8) -> SealedChunk {
@@ -40,6 +40,7 @@ fn sealed(pool: &ChunkPool, fill: u8) -> SealedChunk {
 }
 
 fn completion(disk: &mut ThreadDisk) -> DiskCompletion {
+    disk.flush();
     loop {
         match disk.poll_completion() {
             Some(completion) => return completion,
@@ -72,7 +73,7 @@ fn chunks_go_to_disk_and_come_back() {
     for nth in 0..8u8 {
         let chunk = sealed(&bench.pool, nth + 1);
         let offset = u64::from(nth) * CHUNK as u64;
-        let request = DiskRequest::Write { tag: u64::from(nth), file, offset, chunk };
+        let request = DiskRequest::Write { tag: u64::from(nth), file, offset, chunks: vec![chunk] };
         assert!(bench.disk.submit(request).is_ok());
     }
     let mut tags: Vec<u64> = (0..8)
@@ -99,10 +100,65 @@ fn chunks_go_to_disk_and_come_back() {
 }
 
 #[test]
+fn images_are_written_one_behind_the_other() {
+    let mut bench = bench(ThreadDiskShape::default());
+    let file = bench.disk.open("slots").unwrap();
+    let chunks = (1..=3).map(|fill| sealed(&bench.pool, fill)).collect();
+    let offset = CHUNK as u64;
+    assert!(bench.disk.submit(DiskRequest::Write { tag: 1, file, offset, chunks }).is_ok());
+    assert_eq!(written(&mut bench.disk), (1, Ok(())));
+    for nth in 1..=3u8 {
+        let (chunk, _) = read(&mut bench, file, u64::from(nth) * CHUNK as u64, CHUNK);
+        assert!(chunk.loaded_image() == vec![nth; CHUNK]);
+    }
+}
+
+#[test]
+fn blocks_are_asked_for_and_given_back() {
+    let mut bench = bench(ThreadDiskShape::default());
+    assert_eq!(bench.disk.free_bytes(), None);
+    let file = bench.disk.open("slots").unwrap();
+    assert_eq!(bench.disk.file_bytes(file).unwrap(), 0);
+    let (bytes, part) = (16 << 20, 4 << 20);
+    let free_bytes = bench.disk.free_bytes().unwrap();
+    assert!(free_bytes > 2 * bytes, "a test needs some room");
+    assert!(bench.disk.submit(DiskRequest::Allocate { tag: 1, file, offset: 0, bytes }).is_ok());
+    match completion(&mut bench.disk) {
+        DiskCompletion::Allocated { tag: 1, result } => assert_eq!(result, Ok(())),
+        _ => panic!("only the allocation is under way"),
+    }
+    assert_eq!(bench.disk.file_bytes(file).unwrap(), bytes);
+    let chunks = vec![sealed(&bench.pool, 7)];
+    assert!(bench.disk.submit(DiskRequest::Write { tag: 2, file, offset: part, chunks }).is_ok());
+    assert_eq!(written(&mut bench.disk), (2, Ok(())));
+    let release = DiskRequest::Release { tag: 3, file, offset: part, bytes: part };
+    assert!(bench.disk.submit(release).is_ok());
+    match completion(&mut bench.disk) {
+        DiskCompletion::Released { tag: 3, result } => assert_eq!(result, Ok(())),
+        _ => panic!("only the release is under way"),
+    }
+    assert!(bench.disk.file_bytes(file).unwrap() <= part);
+    let metadata = std::fs::metadata(bench.place.path().join("slots")).unwrap();
+    assert_eq!(metadata.len(), bytes);
+    assert!(std::os::unix::fs::MetadataExt::blocks(&metadata) * 512 < bytes);
+    let (chunk, _) = read(&mut bench, file, part, CHUNK);
+    assert!(chunk.loaded_image() == vec![0; CHUNK]);
+}
+
+#[test]
+fn nothing_begins_before_it_is_flushed() {
+    let mut bench = bench(ThreadDiskShape::default());
+    let file = bench.disk.open("slots").unwrap();
+    assert!(bench.disk.submit(DiskRequest::Sync { tag: 1, file }).is_ok());
+    assert!(bench.disk.poll_completion().is_none());
+    assert!(bench.disk.shared.queue().jobs.is_empty());
+}
+
+#[test]
 fn a_read_ends_where_the_file_does() {
     let mut bench = bench(ThreadDiskShape::default());
     let file = bench.disk.open("short").unwrap();
-    let path = bench.disk.directory.join("short");
+    let path = bench.place.path().join("short");
     let (_, bytes) = read(&mut bench, file, 0, CHUNK);
     assert_eq!(bytes, 0);
     std::fs::write(&path, vec![5; DISK_ALIGN_BYTES + 100]).unwrap();
@@ -131,10 +187,15 @@ fn a_full_backend_gives_the_request_back() {
 #[test]
 fn a_full_device_is_an_answer() {
     let mut bench = bench(ThreadDiskShape::default());
-    std::os::unix::fs::symlink("/dev/full", bench.disk.directory.join("full")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", bench.place.path().join("full")).unwrap();
     let file = bench.disk.open("full").unwrap();
     let chunk = sealed(&bench.pool, 1);
-    assert!(bench.disk.submit(DiskRequest::Write { tag: 1, file, offset: 0, chunk }).is_ok());
+    assert!(
+        bench
+            .disk
+            .submit(DiskRequest::Write { tag: 1, file, offset: 0, chunks: vec![chunk] })
+            .is_ok()
+    );
     assert_eq!(written(&mut bench.disk), (1, Err(ErrorKind::StorageFull)));
     // A device that cannot sync says so.
     assert!(bench.disk.submit(DiskRequest::Sync { tag: 2, file }).is_ok());
@@ -160,11 +221,17 @@ fn dropping_it_with_requests_under_way_leaves_no_thread_behind() {
         for tag in 0..16 {
             let chunk = sealed(&bench.pool, tag as u8);
             let offset = tag * CHUNK as u64;
-            assert!(bench.disk.submit(DiskRequest::Write { tag, file, offset, chunk }).is_ok());
+            assert!(
+                bench
+                    .disk
+                    .submit(DiskRequest::Write { tag, file, offset, chunks: vec![chunk] })
+                    .is_ok()
+            );
             let into = bench.pool.take(CLASS).unwrap();
             let read = DiskRequest::Read { tag, file, offset, bytes: CHUNK, into };
             assert!(bench.disk.submit(read).is_ok());
         }
+        bench.disk.flush();
         let shared = Arc::downgrade(&bench.disk.shared);
         drop(bench);
         assert_eq!(shared.strong_count(), 0);

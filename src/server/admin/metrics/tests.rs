@@ -14,7 +14,8 @@ fn figures(published: u64, ready: u64) -> QueueFigures {
 
 fn report(shard: u32, named: &[(&str, QueueFigures)], others: QueueFigures) -> Box<ShardReport> {
     let named = named.iter().map(|(name, figures)| ((*name).into(), *figures)).collect();
-    let figures = ShardFigures { ticks: 7, blocked_by: [0, 2, 1], ..ShardFigures::default() };
+    let figures =
+        ShardFigures { ticks: 7, blocked_by: [0, 2, 1, 0, 0, 0], ..ShardFigures::default() };
     Box::new(ShardReport { shard, figures, named, others })
 }
 

@@ -1,0 +1,404 @@
+//! The extents of a spill file: when it grows, and when what nobody needs goes back to the file
+//! system.
+//!
+//! ```text
+//! absent --allocate--> growing --> here --idle and calm, or trim--> condemned --> releasing --> absent
+//! ```
+//!
+//! A file grows an extent ahead of need, in the background. Giving blocks back makes later writes
+//! slow for seconds on some file systems, so it is done slowly, and only when there was no write
+//! for a while, and never below a reserve; or all at once, because somebody asked for it.
+//!
+//! The bytes of all extents are charged to a [`DiskBudget`] that all shards share.
+
+use crate::base::time::Mono;
+use crate::limits::{
+    SPILL_CALM_MS, SPILL_EXTENT_SLOTS, SPILL_RELEASE_DEPTH, SPILL_RELEASE_PACE_MS, SPILL_RETRY_MS,
+    SPILL_SLOT_BYTES,
+};
+use crate::storage::slots::{SLOTS_MAX, SlotTable};
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The bytes that spill files of all shards may have together.
+#[derive(Debug)]
+pub struct DiskBudget {
+    limit_bytes: u64,
+    used_bytes: AtomicU64,
+}
+
+impl DiskBudget {
+    /// A budget of which nothing is used. 0: nothing may be spilled.
+    pub fn new(limit_bytes: u64) -> Arc<DiskBudget> {
+        Arc::new(DiskBudget { limit_bytes, used_bytes: AtomicU64::new(0) })
+    }
+
+    /// What spill files may have.
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
+    /// What they have.
+    pub fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let more = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit_bytes);
+        // The counter is all there is to it: no other memory is read because of its value.
+        self.used_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        let before = self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        debug_assert!(before >= bytes, "more is given back than was taken");
+    }
+}
+
+/// Sizes of one shard's spill file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpillShape {
+    /// One slot: what one write fills. A multiple of 4 KiB, at most 1 MiB.
+    pub slot_bytes: usize,
+    /// Slots by which the file grows.
+    pub extent_slots: u32,
+    /// In calm the file keeps so many bytes.
+    pub reserve_bytes: u64,
+    /// The file does not grow when the file system would have less than this left.
+    pub headroom_bytes: u64,
+    /// Bytes from the file's start that surely have blocks, as it was found.
+    pub warm_bytes: u64,
+}
+
+impl SpillShape {
+    /// The shape for one of so many shards that share `limit_bytes`: with extents so small that
+    /// each shard can have a few of them. Reserve and headroom are none, for the caller to set.
+    pub fn for_limit(limit_bytes: u64, shards: u32) -> SpillShape {
+        let share = limit_bytes / u64::from(shards.max(1)) / SPILL_SLOT_BYTES as u64;
+        let extent_slots = (share / 4).clamp(1, u64::from(SPILL_EXTENT_SLOTS)) as u32;
+        SpillShape {
+            slot_bytes: SPILL_SLOT_BYTES,
+            extent_slots,
+            reserve_bytes: 0,
+            headroom_bytes: 0,
+            warm_bytes: 0,
+        }
+    }
+
+    /// Bytes by which the file grows.
+    pub fn extent_bytes(&self) -> u64 {
+        self.slot_bytes as u64 * u64::from(self.extent_slots)
+    }
+}
+
+/// Why a file does not grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FullReason {
+    /// The spill files have all that `disk_limit` allows.
+    Limit,
+    /// The file system would have less than `disk_headroom` left.
+    Headroom,
+    /// The file system has no space, or the user's quota is used up.
+    NoSpace,
+}
+
+/// Why the last growth did not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Full(FullReason),
+    Failed(ErrorKind),
+}
+
+/// What is to be done to the extent of a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Allocate(u32),
+    Release(u32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    Absent,
+    Growing,
+    Here,
+    /// To be released, or being released.
+    Leaving {
+        /// Not so what was found at the start and is more than the limit allows.
+        charged: bool,
+    },
+}
+
+/// Whether the error says that there is no space.
+pub(super) fn is_full(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+}
+
+/// See the module.
+pub(super) struct Extents {
+    shape: SpillShape,
+    budget: Arc<DiskBudget>,
+    table: Rc<SlotTable>,
+    extents: Vec<Extent>,
+    /// Leaving, and nobody was told yet.
+    condemned: VecDeque<u32>,
+    releasing: usize,
+    growing: bool,
+    /// Extents that are charged.
+    charged: u64,
+    /// Somebody wants to write.
+    asked: bool,
+    refusal: Option<Refusal>,
+    grow_at: Mono,
+    last_write: Mono,
+    release_at: Mono,
+}
+
+impl Extents {
+    /// The extents that the file was found with, free as far as the budget goes.
+    pub(super) fn new(shape: SpillShape, budget: Arc<DiskBudget>, table: Rc<SlotTable>) -> Self {
+        let mut extents = Extents {
+            shape,
+            budget,
+            table,
+            extents: Vec::new(),
+            condemned: VecDeque::new(),
+            releasing: 0,
+            growing: false,
+            charged: 0,
+            asked: false,
+            refusal: None,
+            grow_at: Mono(0),
+            last_write: Mono(0),
+            release_at: Mono(0),
+        };
+        let warm = (shape.warm_bytes / shape.extent_bytes()).min(extents.count_max());
+        for extent in 0..warm as u32 {
+            if extents.budget.take(shape.extent_bytes()) {
+                extents.charged += 1;
+                extents.extents.push(Extent::Here);
+                extents.table.add_extent(extent);
+            } else {
+                extents.extents.push(Extent::Leaving { charged: false });
+                extents.condemned.push_front(extent);
+            }
+        }
+        extents
+    }
+
+    /// Bytes that are charged: of the extents that are here, come or go.
+    pub(super) fn charged_bytes(&self) -> u64 {
+        self.charged * self.shape.extent_bytes()
+    }
+
+    /// Bytes of extents that go.
+    pub(super) fn leaving_bytes(&self) -> u64 {
+        (self.condemned.len() + self.releasing) as u64 * self.shape.extent_bytes()
+    }
+
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.refusal
+    }
+
+    /// Somebody wants to write: there should be a whole extent of free slots.
+    pub(super) fn ask(&mut self) {
+        self.asked = true;
+    }
+
+    /// From the file's start.
+    pub(super) fn offset(&self, extent: u32) -> u64 {
+        u64::from(extent) * self.shape.extent_bytes()
+    }
+
+    /// What is to be done now. `wrote` says that there was a write since the last call.
+    pub(super) fn poll(
+        &mut self,
+        now: Mono,
+        free_bytes: Option<u64>,
+        wrote: bool,
+    ) -> Option<Change> {
+        if wrote {
+            self.last_write = now;
+        }
+        if self.releasing < SPILL_RELEASE_DEPTH
+            && let Some(extent) = self.condemned.pop_front()
+        {
+            self.releasing += 1;
+            return Some(Change::Release(extent));
+        }
+        self.grow(now, free_bytes).or_else(|| self.shrink(now))
+    }
+
+    fn grow(&mut self, now: Mono, free_bytes: Option<u64>) -> Option<Change> {
+        if self.growing || (!self.asked && self.refusal.is_none()) {
+            return None;
+        }
+        if self.table.counts().free >= self.shape.extent_slots {
+            (self.asked, self.refusal) = (false, None);
+            return None;
+        }
+        if self.refusal.is_some() && now < self.grow_at {
+            return None;
+        }
+        match self.charge(free_bytes) {
+            Ok(extent) => {
+                self.growing = true;
+                Some(Change::Allocate(extent))
+            }
+            Err(reason) => {
+                self.refuse(Refusal::Full(reason), now);
+                None
+            }
+        }
+    }
+
+    fn charge(&mut self, free_bytes: Option<u64>) -> Result<u32, FullReason> {
+        let extent_bytes = self.shape.extent_bytes();
+        let left = |free: u64| free.saturating_sub(extent_bytes);
+        if free_bytes.is_some_and(|free| left(free) < self.shape.headroom_bytes) {
+            return Err(FullReason::Headroom);
+        }
+        let absent = self.extents.iter().position(|extent| *extent == Extent::Absent);
+        let nth = absent.unwrap_or(self.extents.len());
+        if nth as u64 >= self.count_max() || !self.budget.take(extent_bytes) {
+            return Err(FullReason::Limit);
+        }
+        self.charged += 1;
+        if nth == self.extents.len() {
+            self.extents.push(Extent::Absent);
+        }
+        self.extents[nth] = Extent::Growing;
+        Ok(nth as u32)
+    }
+
+    fn count_max(&self) -> u64 {
+        u64::from(SLOTS_MAX / self.shape.extent_slots)
+    }
+
+    fn refuse(&mut self, refusal: Refusal, now: Mono) {
+        self.refusal = Some(refusal);
+        self.grow_at = now.plus_ms(SPILL_RETRY_MS);
+    }
+
+    fn uncharge(&mut self, extent: u32) {
+        self.extents[extent as usize] = Extent::Absent;
+        self.charged -= 1;
+        self.budget.give_back(self.shape.extent_bytes());
+    }
+
+    /// The outcome of an allocation.
+    pub(super) fn handle_allocated(
+        &mut self,
+        extent: u32,
+        result: Result<(), ErrorKind>,
+        now: Mono,
+    ) {
+        assert_eq!(self.extents[extent as usize], Extent::Growing);
+        self.growing = false;
+        match result {
+            // Where the file system cannot promise blocks, writes find them as they come.
+            Ok(()) | Err(ErrorKind::Unsupported) => {
+                self.extents[extent as usize] = Extent::Here;
+                self.table.add_extent(extent);
+                self.refusal = None;
+            }
+            Err(kind) => {
+                self.uncharge(extent);
+                let full = Refusal::Full(FullReason::NoSpace);
+                self.refuse(if is_full(kind) { full } else { Refusal::Failed(kind) }, now);
+            }
+        }
+    }
+
+    fn shrink(&mut self, now: Mono) -> Option<Change> {
+        if !self.could_shrink() || now < self.shrink_at() {
+            return None;
+        }
+        self.release_at = now.plus_ms(SPILL_RELEASE_PACE_MS);
+        let extent = self.idle().next_back()?;
+        self.condemn(&[extent]);
+        self.condemned.pop_front();
+        self.releasing += 1;
+        Some(Change::Release(extent))
+    }
+
+    /// Whether there may be an extent to give back in calm.
+    fn could_shrink(&self) -> bool {
+        let counts = self.table.counts();
+        let kept = (self.charged_bytes() - self.charged_leaving_bytes())
+            .saturating_sub(self.shape.extent_bytes());
+        self.releasing == 0
+            && !self.growing
+            && kept >= self.shape.reserve_bytes
+            && counts.free + counts.bad >= self.shape.extent_slots
+    }
+
+    fn charged_leaving_bytes(&self) -> u64 {
+        let leaving = |extent: &&Extent| matches!(extent, Extent::Leaving { charged: true });
+        match self.condemned.len() + self.releasing {
+            0 => 0,
+            _ => self.extents.iter().filter(leaving).count() as u64 * self.shape.extent_bytes(),
+        }
+    }
+
+    fn shrink_at(&self) -> Mono {
+        self.release_at.max(self.last_write.plus_ms(SPILL_CALM_MS))
+    }
+
+    /// Extents that are here and hold nothing.
+    fn idle(&self) -> impl DoubleEndedIterator<Item = u32> {
+        let here = |extent: &u32| self.extents[*extent as usize] == Extent::Here;
+        (0..self.extents.len() as u32).filter(here).filter(|extent| self.table.is_idle(*extent))
+    }
+
+    fn condemn(&mut self, extents: &[u32]) {
+        self.table.remove_extents(extents);
+        for &extent in extents {
+            self.extents[extent as usize] = Extent::Leaving { charged: true };
+            // The last of the file goes first.
+            self.condemned.push_front(extent);
+        }
+    }
+
+    /// All extents that hold nothing now are given back, at once. How many they are.
+    pub(super) fn trim(&mut self) -> usize {
+        let idle: Vec<u32> = self.idle().collect();
+        self.condemn(&idle);
+        idle.len()
+    }
+
+    /// The outcome of a release.
+    pub(super) fn handle_released(
+        &mut self,
+        extent: u32,
+        result: Result<(), ErrorKind>,
+        now: Mono,
+    ) {
+        let Extent::Leaving { charged } = self.extents[extent as usize] else {
+            panic!("extent {extent} was not leaving");
+        };
+        self.releasing -= 1;
+        match (result, charged) {
+            (Ok(()), true) => self.uncharge(extent),
+            // What cannot be given back and may not be used is left alone.
+            (_, false) => self.extents[extent as usize] = Extent::Absent,
+            (Err(_), true) => {
+                self.extents[extent as usize] = Extent::Here;
+                self.table.add_extent(extent);
+                self.release_at = now.plus_ms(RELEASE_RETRY_MS);
+            }
+        }
+    }
+
+    /// When there will be something to do that no outcome tells of.
+    pub(super) fn next_deadline(&self) -> Option<Mono> {
+        let grow = self.refusal.map(|_| self.grow_at).filter(|_| !self.growing);
+        let shrink = self.could_shrink().then(|| self.shrink_at());
+        grow.into_iter().chain(shrink).min()
+    }
+}
+
+/// A file system that does not take blocks back is asked again after so long.
+const RELEASE_RETRY_MS: u64 = 60_000;
