@@ -3,6 +3,7 @@
 //! and a test here holds it to them.
 
 use crate::queue::memory::Account;
+use crate::shard::mailbox::SpillHealth;
 use crate::shard::report::{BLOCK_CODES, QueueFigures, ShardReport};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -117,10 +118,18 @@ enum ShardMetric {
     Queues,
     QueuesBlocked,
     Deleted,
+    SpillState,
+    DiskAllocated,
+    DiskUsed,
+    BadSlots,
+    SpillWritten,
+    SpillRead,
+    WriteErrors,
+    ReadErrors,
 }
 
 impl ShardMetric {
-    const ALL: [ShardMetric; 13] = [
+    const ALL: [ShardMetric; 21] = [
         ShardMetric::Ticks,
         ShardMetric::Connections,
         ShardMetric::Accepted,
@@ -134,6 +143,14 @@ impl ShardMetric {
         ShardMetric::Queues,
         ShardMetric::QueuesBlocked,
         ShardMetric::Deleted,
+        ShardMetric::SpillState,
+        ShardMetric::DiskAllocated,
+        ShardMetric::DiskUsed,
+        ShardMetric::BadSlots,
+        ShardMetric::SpillWritten,
+        ShardMetric::SpillRead,
+        ShardMetric::WriteErrors,
+        ShardMetric::ReadErrors,
     ];
 
     fn family(self) -> Family {
@@ -164,6 +181,20 @@ impl ShardMetric {
             M::Deleted => {
                 family(COUNTER, "deleted", "messages", "", "Gone with queues that were deleted")
             }
+            M::SpillState => family(GAUGE, "spill", "", "state", "1 for the state of spilling"),
+            M::DiskAllocated => {
+                family(GAUGE, "disk_allocated", "bytes", "", "Taken by the spill file")
+            }
+            M::DiskUsed => family(GAUGE, "disk_used", "bytes", "", "Of these, hold messages"),
+            M::BadSlots => family(GAUGE, "bad_slots", "", "", "Of the spill file, failed to write"),
+            M::SpillWritten => family(COUNTER, "spill_written", "bytes", "", "Written to disk"),
+            M::SpillRead => family(COUNTER, "spill_read", "bytes", "", "Read back from disk"),
+            M::WriteErrors => {
+                family(COUNTER, "spill_write_errors", "", "", "Writes that failed; tried elsewhere")
+            }
+            M::ReadErrors => {
+                family(COUNTER, "spill_read_errors", "", "", "Reads that failed; tried again")
+            }
         }
     }
 
@@ -190,6 +221,16 @@ impl ShardMetric {
                 reasons.try_for_each(|(code, count)| emit(code.name(), count))
             }
             M::Deleted => emit("", figures.deleted_messages),
+            M::SpillState => SpillHealth::ALL
+                .iter()
+                .try_for_each(|(state, name)| emit(name, u64::from(*state == figures.spill))),
+            M::DiskAllocated => emit("", figures.disk_allocated_bytes),
+            M::DiskUsed => emit("", figures.disk_used_bytes),
+            M::BadSlots => emit("", figures.disk_bad_slots),
+            M::SpillWritten => emit("", figures.disk_written_bytes),
+            M::SpillRead => emit("", figures.disk_read_bytes),
+            M::WriteErrors => emit("", figures.disk_write_errors),
+            M::ReadErrors => emit("", figures.disk_read_errors),
         }
     }
 }
@@ -203,6 +244,9 @@ enum QueueMetric {
     DeadLettering,
     Held,
     Memory,
+    SpilledMessages,
+    Spilled,
+    Refilling,
     Producers,
     Consumers,
     Subscriptions,
@@ -224,13 +268,16 @@ enum QueueMetric {
 }
 
 impl QueueMetric {
-    const ALL: [QueueMetric; 24] = [
+    const ALL: [QueueMetric; 27] = [
         QueueMetric::Ready,
         QueueMetric::InFlight,
         QueueMetric::Delayed,
         QueueMetric::DeadLettering,
         QueueMetric::Held,
         QueueMetric::Memory,
+        QueueMetric::SpilledMessages,
+        QueueMetric::Spilled,
+        QueueMetric::Refilling,
         QueueMetric::Producers,
         QueueMetric::Consumers,
         QueueMetric::Subscriptions,
@@ -263,6 +310,9 @@ impl QueueMetric {
             M::DeadLettering => held("dead_lettering", "Dead letters that are not moved yet"),
             M::Held => family(GAUGE, "held", "bytes", "", "Of messages that are held"),
             M::Memory => family(GAUGE, "memory", "bytes", "", "Of memory for messages"),
+            M::SpilledMessages => held("spilled", "On disk and not in memory"),
+            M::Spilled => family(GAUGE, "spilled", "bytes", "", "On disk and not in memory"),
+            M::Refilling => count("refilling_chunks", "Chunks that are being read back"),
             M::Producers => count("producers", "Open producer handles"),
             M::Consumers => count("consumers", "Open consumer handles"),
             M::Subscriptions => count("subscriptions", "Subscriptions"),
@@ -296,6 +346,9 @@ impl QueueMetric {
             M::DeadLettering => figures.dead_lettering,
             M::Held => figures.bytes,
             M::Memory => figures.memory_bytes,
+            M::SpilledMessages => figures.spilled_messages,
+            M::Spilled => figures.spilled_bytes,
+            M::Refilling => figures.refilling,
             M::Producers => figures.producers,
             M::Consumers => figures.consumers,
             M::Subscriptions => figures.subscriptions,
