@@ -7,8 +7,9 @@
 
 use crate::base::units::{parse_bytes, parse_duration};
 use crate::limits::{
-    FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS, MEMORY_LIMIT_BYTES_MIN, MESSAGE_BYTES_DEFAULT,
-    MESSAGE_BYTES_MAX, MESSAGE_MEMORY_SHARE, MIB, SHARDS_MAX, STALL_TIMEOUT_MS, TOKEN_BYTES_MAX,
+    DISK_LIMIT_BYTES_MIN, FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS, MEMORY_LIMIT_BYTES_MIN,
+    MESSAGE_BYTES_DEFAULT, MESSAGE_BYTES_MAX, MESSAGE_MEMORY_SHARE, MIB, SHARDS_MAX,
+    STALL_TIMEOUT_MS, TOKEN_BYTES_MAX, WATERMARK_PERCENT_MAX,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,17 +19,29 @@ use std::time::Duration;
 
 /// Where a broker listens and a client looks for it, unless told otherwise.
 pub const ADDRESS_DEFAULT: &str = "127.0.0.1:7440";
+/// Where health and metrics are, unless told otherwise.
+const ADMIN_DEFAULT: &str = "127.0.0.1:7441";
 const DATA_DIR_DEFAULT: &str = "./forebay-data";
 const CONNECTIONS_MAX_DEFAULT: u32 = 65_536;
+const DISK_HEADROOM_DEFAULT: u64 = 256 * MIB as u64;
+const SPILL_RESERVE_DEFAULT: u64 = 256 * MIB as u64;
+const WATERMARK_HIGH_DEFAULT: u32 = 70;
+const WATERMARK_LOW_DEFAULT: u32 = 60;
 const DRAIN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 /// Longest of any timeout here.
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 /// What a configuration may say.
-pub const KEYS: [&str; 15] = [
+pub const KEYS: [&str; 22] = [
     "listen",
+    "admin",
     "data_dir",
     "memory_limit",
+    "disk_limit",
+    "disk_headroom",
+    "spill_reserve",
+    "watermark_high",
+    "watermark_low",
     "message_bytes_max",
     "shards",
     "pin",
@@ -39,6 +52,7 @@ pub const KEYS: [&str; 15] = [
     "hello_timeout",
     "frame_timeout",
     "stall_timeout",
+    "disk_backend",
     "busy_poll",
     "log",
 ];
@@ -77,15 +91,47 @@ impl LogLevel {
     ];
 }
 
+/// How files are written and read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskBackend {
+    /// By io_uring, or by threads where the system gives us no ring.
+    Auto,
+    /// By io_uring or not at all.
+    IoUring,
+    /// By threads.
+    Threads,
+}
+
+impl DiskBackend {
+    const ALL: [(&str, DiskBackend); 3] = [
+        ("auto", DiskBackend::Auto),
+        ("io_uring", DiskBackend::IoUring),
+        ("threads", DiskBackend::Threads),
+    ];
+}
+
 /// A checked configuration: nothing in it contradicts anything else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Where health and metrics are served, if at all.
+    pub admin: Option<SocketAddr>,
     /// For everything that is written.
     pub data_dir: PathBuf,
     /// Budget of all that grows.
     pub memory_limit_bytes: u64,
+    /// What spill files may take, 0 for none; `None`: what the data directory says, or 80 % of what
+    /// is free when it says nothing yet.
+    pub disk_limit_bytes: Option<u64>,
+    /// What spill files leave free of the file system.
+    pub disk_headroom_bytes: u64,
+    /// Space that spill files keep in calm.
+    pub spill_reserve_bytes: u64,
+    /// Over so many percent of the memory for messages they are written to disk,
+    pub watermark_high: u32,
+    /// and until it is under so many.
+    pub watermark_low: u32,
     /// Largest body.
     pub message_bytes_max: u64,
     /// Threads that serve.
@@ -106,6 +152,8 @@ pub struct Config {
     pub frame_timeout: Duration,
     /// For a consumer to take something.
     pub stall_timeout: Duration,
+    /// How files are written and read.
+    pub disk_backend: DiskBackend,
     /// Spin instead of sleeping.
     pub busy_poll: bool,
     /// How much is logged.
@@ -265,15 +313,28 @@ impl Config {
             return Err(settings.wrong("pin", reason));
         }
         let listen = settings.read("listen", address)?;
+        let disk_limit_bytes = disk_limit(settings, shards)?;
+        let (watermark_high, watermark_low) = watermarks(settings)?;
         let config = Config {
             listen: match listen {
                 Some(listen) => listen,
                 None => ADDRESS_DEFAULT.parse().expect("the default address is one"),
             },
+            admin: match settings.read("admin", admin)? {
+                Some(admin) => admin,
+                None => Some(ADMIN_DEFAULT.parse().expect("the default address is one")),
+            },
             data_dir: settings
                 .read("data_dir", data_dir)?
                 .unwrap_or_else(|| PathBuf::from(DATA_DIR_DEFAULT)),
             memory_limit_bytes,
+            disk_limit_bytes,
+            disk_headroom_bytes: settings
+                .read("disk_headroom", bytes)?
+                .unwrap_or(DISK_HEADROOM_DEFAULT),
+            spill_reserve_bytes: spill_reserve(settings, disk_limit_bytes)?,
+            watermark_high,
+            watermark_low,
             message_bytes_max: message_bytes_max(settings, memory_limit_bytes, shards)?,
             shards,
             pin,
@@ -288,6 +349,7 @@ impl Config {
             hello_timeout: timeout_or(settings, "hello_timeout", HELLO_TIMEOUT_MS)?,
             frame_timeout: timeout_or(settings, "frame_timeout", FRAME_TIMEOUT_MS)?,
             stall_timeout: timeout_or(settings, "stall_timeout", STALL_TIMEOUT_MS)?,
+            disk_backend: settings.read("disk_backend", disk_backend)?.unwrap_or(DiskBackend::Auto),
             busy_poll: settings.read("busy_poll", switch)?.unwrap_or(false),
             log: settings.read("log", log_level)?.unwrap_or(LogLevel::Info),
         };
@@ -301,12 +363,15 @@ impl Config {
             let reason = "a token and insecure contradict each other: give one of them".to_owned();
             return Err(settings.wrong("insecure", reason));
         }
-        if self.token.is_none() && !self.insecure && !self.listen.ip().is_loopback() {
-            let reason = format!(
-                "{} is open to other machines: give a token, or --insecure if anybody may come in",
-                self.listen
-            );
-            return Err(settings.wrong("listen", reason));
+        for (key, address) in [("listen", Some(self.listen)), ("admin", self.admin)] {
+            let open = address.filter(|address| !address.ip().is_loopback());
+            if let Some(address) = open.filter(|_| self.token.is_none() && !self.insecure) {
+                let reason = format!(
+                    "{address} is open to other machines: give a token, or --insecure if anybody \
+                     may come in"
+                );
+                return Err(settings.wrong(key, reason));
+            }
         }
         Ok(())
     }
@@ -319,8 +384,16 @@ impl Config {
         };
         let text = |text: String| toml::Value::String(text);
         line("listen", text(self.listen.to_string()));
+        line("admin", text(self.admin.map_or("off".to_owned(), |admin| admin.to_string())));
         line("data_dir", text(self.data_dir.display().to_string()));
         line("memory_limit", text(exact_bytes(self.memory_limit_bytes)));
+        if let Some(bytes) = self.disk_limit_bytes {
+            line("disk_limit", text(exact_bytes(bytes)));
+        }
+        line("disk_headroom", text(exact_bytes(self.disk_headroom_bytes)));
+        line("spill_reserve", text(exact_bytes(self.spill_reserve_bytes)));
+        line("watermark_high", text(format!("{}%", self.watermark_high)));
+        line("watermark_low", text(format!("{}%", self.watermark_low)));
         line("message_bytes_max", text(exact_bytes(self.message_bytes_max)));
         line("shards", toml::Value::Integer(i64::from(self.shards)));
         let pin = self.pin.iter().map(|core| toml::Value::Integer(*core as i64));
@@ -331,9 +404,14 @@ impl Config {
         line("hello_timeout", text(exact_duration(self.hello_timeout)));
         line("frame_timeout", text(exact_duration(self.frame_timeout)));
         line("stall_timeout", text(exact_duration(self.stall_timeout)));
+        let disk = DiskBackend::ALL.iter().find(|(_, backend)| *backend == self.disk_backend);
+        line("disk_backend", text(disk.expect("every backend has its name").0.to_owned()));
         line("busy_poll", toml::Value::Boolean(self.busy_poll));
         let log = LogLevel::ALL.iter().find(|(_, level)| *level == self.log);
         line("log", text(log.expect("every level has its name").0.to_owned()));
+        if self.disk_limit_bytes.is_none() {
+            out.push_str("# disk_limit is what the data directory says\n");
+        }
         if self.token.is_some() {
             out.push_str("# token is set; it is not shown\n");
         }
@@ -405,6 +483,65 @@ fn memory_limit(settings: &Settings, machine: Machine) -> Result<u64, ConfigErro
     Ok(said.unwrap_or(half.max(smallest)))
 }
 
+/// What spill files may take, if it is said: nothing at all, or enough for each shard.
+fn disk_limit(settings: &Settings, shards: u32) -> Result<Option<u64>, ConfigError> {
+    let smallest = DISK_LIMIT_BYTES_MIN as u64 * u64::from(shards);
+    settings.read("disk_limit", |text| match bytes(text)? {
+        bytes if bytes > 0 && bytes < smallest => Err(format!(
+            "{} is too little for {shards} shard(s), which need {} each: give {} or more, or 0 to \
+             spill nothing",
+            exact_bytes(bytes),
+            exact_bytes(DISK_LIMIT_BYTES_MIN as u64),
+            exact_bytes(smallest)
+        )),
+        bytes => Ok(bytes),
+    })
+}
+
+/// What spill files keep in calm: not more than they may have.
+fn spill_reserve(settings: &Settings, disk_limit: Option<u64>) -> Result<u64, ConfigError> {
+    let limit = disk_limit.unwrap_or(u64::MAX);
+    let said = settings.read("spill_reserve", |text| match bytes(text)? {
+        bytes if bytes > limit && limit > 0 => Err(format!(
+            "spill_reserve {} is over disk_limit {}: raise disk_limit or lower spill_reserve",
+            exact_bytes(bytes),
+            exact_bytes(limit)
+        )),
+        bytes => Ok(bytes),
+    })?;
+    Ok(said.unwrap_or(SPILL_RESERVE_DEFAULT).min(limit))
+}
+
+/// The high one and the low one, in percent.
+fn watermarks(settings: &Settings) -> Result<(u32, u32), ConfigError> {
+    let said_high = settings.read("watermark_high", percent)?;
+    let said_low = settings.read("watermark_low", percent)?;
+    // One alone brings the other along.
+    let gap = WATERMARK_HIGH_DEFAULT - WATERMARK_LOW_DEFAULT;
+    let high = said_high.or(said_low
+        .filter(|low| *low >= WATERMARK_HIGH_DEFAULT)
+        .map(|low| (low + gap).min(WATERMARK_PERCENT_MAX)));
+    let high = high.unwrap_or(WATERMARK_HIGH_DEFAULT);
+    let low = said_low.unwrap_or(WATERMARK_LOW_DEFAULT.min(high.saturating_sub(gap).max(1)));
+    if low >= high {
+        let key = if said_low.is_some() { "watermark_low" } else { "watermark_high" };
+        let reason = format!(
+            "watermark_low {low}% is not below watermark_high {high}%: what is spilled over the \
+             high one is spilled until memory is under the low one"
+        );
+        return Err(settings.wrong(key, reason));
+    }
+    Ok((high, low))
+}
+
+fn percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim_end();
+    match number.parse::<u32>() {
+        Ok(percent) if (1..=WATERMARK_PERCENT_MAX).contains(&percent) => Ok(percent),
+        _ => Err(format!("`{text}` is not a percentage from 1% to {WATERMARK_PERCENT_MAX}%")),
+    }
+}
+
 fn message_bytes_max(
     settings: &Settings,
     memory_limit_bytes: u64,
@@ -445,6 +582,13 @@ fn address(text: &str) -> Result<SocketAddr, String> {
         return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     }
     Err(format!("`{text}` is not an address with a port, such as {ADDRESS_DEFAULT} or [::1]:7440"))
+}
+
+fn admin(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    address(text).map(Some).map_err(|reason| format!("{reason}, nor `off`"))
 }
 
 fn data_dir(text: &str) -> Result<PathBuf, String> {
@@ -501,6 +645,12 @@ fn timeout_or(
         time => Ok(time),
     };
     Ok(settings.read(key, positive)?.unwrap_or(Duration::from_millis(default_ms)))
+}
+
+fn disk_backend(text: &str) -> Result<DiskBackend, String> {
+    let backend = DiskBackend::ALL.iter().find(|(name, _)| *name == text);
+    let unknown = || format!("`{text}` is not a way to the disk: auto, io_uring or threads");
+    backend.map(|(_, backend)| *backend).ok_or_else(unknown)
 }
 
 fn log_level(text: &str) -> Result<LogLevel, String> {

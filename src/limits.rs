@@ -18,6 +18,12 @@ pub const SLAB_BYTES: usize = 2 * MIB;
 pub const CHUNK_HEADER_BYTES: usize = 64;
 /// Alignment of chunks in memory and on disk, for O_DIRECT.
 pub const DISK_ALIGN_BYTES: usize = 4 * KIB;
+/// Requests under way on one disk.
+pub const DISK_DEPTH: usize = 64;
+/// Files that one disk has open.
+pub const DISK_FILES_MAX: usize = 16;
+/// Times in a row that a request which the system did not try is given to it again.
+pub const DISK_RETRIES_MAX: u32 = 1000;
 /// Chunk images in one write: as many of the smallest as fill the largest chunk.
 pub const DISK_WRITE_CHUNKS_MAX: usize = CHUNK_BYTES_MAX / CHUNK_CLASS_BYTES[0];
 
@@ -62,6 +68,23 @@ pub const MEMORY_RESERVE_BYTES: usize = 4 * MIB;
 
 // ---- overflow to disk ----
 
+/// Smallest `disk_limit` of a shard that spills: a few extents.
+pub const DISK_LIMIT_BYTES_MIN: usize = 16 * MIB;
+/// Largest watermark, in percent of the memory for messages: something must be left to go on in
+/// while the disk makes room.
+pub const WATERMARK_PERCENT_MAX: u32 = 95;
+/// Chunks that one queue reads ahead at least, where one of its cursors meets what is on disk.
+pub const READ_AHEAD_CHUNKS_MIN: u32 = 2;
+/// The same, of a cursor that is as fast as the disk.
+pub const READ_AHEAD_CHUNKS_MAX: u32 = 16;
+/// What is read ahead and not yet needed may have one in so many parts of the memory for messages.
+pub const READ_AHEAD_MEMORY_SHARE: u64 = 4;
+/// Chunks that one tick of a shard takes out of queues to write them, or drops from memory.
+pub const VICTIMS_PER_TICK_MAX: usize = 512;
+/// Peeks and the like of one shard that wait for what is on disk.
+pub const WAITING_FOR_DISK_MAX: usize = 64;
+/// They are refused after so long.
+pub const WAITING_FOR_DISK_MS: u64 = 10_000;
 /// One slot of a spill file: what one write fills.
 pub const SPILL_SLOT_BYTES: usize = MIB;
 /// Slots by which a spill file grows and shrinks, unless `disk_limit` is small.
@@ -207,6 +230,37 @@ pub const PEEK_SKIP_MAX: u64 = 1_000_000;
 /// Queues shown by one listing frame.
 pub const LIST_COUNT_MAX: u32 = 200;
 
+// ---- watching the broker ----
+
+/// Connections to the admin address; one more ends the oldest.
+pub const ADMIN_CONNECTIONS_MAX: usize = 16;
+/// Head of a request to the admin address: its line and headers.
+pub const ADMIN_HEAD_BYTES_MAX: usize = 16 * KIB;
+/// Headers of such a request.
+pub const ADMIN_HEADERS_MAX: usize = 64;
+/// For the head of a request to be there.
+pub const ADMIN_HEAD_TIMEOUT_MS: u64 = 5_000;
+/// For a request to be read, answered and taken; then its connection is closed.
+pub const ADMIN_REQUEST_TIMEOUT_MS: u64 = 15_000;
+/// For all shards to tell their figures; those that have not are left out.
+pub const REPORT_TIMEOUT_MS: u64 = 3_000;
+/// Queues and subscriptions that a shard looks at per tick while it makes a report.
+pub const REPORT_LOOKS_PER_TICK: usize = 256;
+/// Queues with figures of their own in the metrics; each shard has its share of them.
+pub const METRIC_QUEUES_MAX: u32 = 1000;
+/// Between two looks whether each shard ticks.
+pub const PULSE_MS: u64 = 1_000;
+/// Looks in a row at which a shard has not ticked: it hangs.
+pub const PULSES_MISSED_MAX: u32 = 5;
+/// Between two probes of the data directory.
+pub const PROBE_INTERVAL_MS: u64 = 5_000;
+/// Failures in a row that turn readiness red, and successes that turn it green.
+pub const PROBE_ROUNDS: u32 = 3;
+/// A probe that takes longer has failed as often as it needs.
+pub const PROBE_HUNG_MS: u64 = PROBE_INTERVAL_MS * PROBE_ROUNDS as u64;
+/// What a probe writes.
+pub const PROBE_BYTES: usize = 4 * KIB;
+
 // ---- relations ----
 
 const _: () = {
@@ -218,10 +272,16 @@ const _: () = {
         assert!(class == 0 || CHUNK_CLASS_BYTES[class] > CHUNK_CLASS_BYTES[class - 1]);
         class += 1;
     }
+    // A ring has a power of two of places.
+    assert!(DISK_DEPTH.is_power_of_two());
     // What one call of the system takes (IOV_MAX).
     assert!(DISK_WRITE_CHUNKS_MAX > 0 && DISK_WRITE_CHUNKS_MAX <= 1024);
     assert!(CHUNK_HEADER_BYTES + 4 * BATCH_BYTES_MAX <= CHUNK_BYTES_MAX);
     assert!(CHUNK_BYTES_MAX <= SPILL_SLOT_BYTES);
+    assert!(DISK_LIMIT_BYTES_MIN >= 4 * SPILL_SLOT_BYTES);
+    assert!(WATERMARK_PERCENT_MAX < 100 && READ_AHEAD_MEMORY_SHARE > 1);
+    assert!(READ_AHEAD_CHUNKS_MIN > 0 && READ_AHEAD_CHUNKS_MIN <= READ_AHEAD_CHUNKS_MAX);
+    assert!(VICTIMS_PER_TICK_MAX >= DISK_WRITE_CHUNKS_MAX);
     assert!(SPILL_SLOT_BYTES.is_multiple_of(DISK_ALIGN_BYTES));
     // Pages of a slot are counted in a byte.
     assert!(SPILL_SLOT_BYTES / DISK_ALIGN_BYTES <= 256);
@@ -260,5 +320,9 @@ const _: () = {
     assert!(MEMORY_RESERVE_BYTES + MAILBOX_BYTES < MEMORY_LIMIT_BYTES_MIN);
     assert!(HANDLES_MAX == HANDLE_MAX as usize);
     assert!(WINDOW_BYTES as usize >= 2 * BATCH_WIRE_BYTES_MAX);
+    // Figures are told before the request has to end.
+    assert!(REPORT_TIMEOUT_MS + ADMIN_HEAD_TIMEOUT_MS < ADMIN_REQUEST_TIMEOUT_MS);
+    assert!(ADMIN_HEAD_BYTES_MAX >= 8 * KIB);
+    assert!(METRIC_QUEUES_MAX >= SHARDS_MAX && PROBE_ROUNDS > 0 && REPORT_LOOKS_PER_TICK > 0);
     assert!(NAME_BYTES_MAX < CONTROL_PAYLOAD_BYTES_MAX);
 };

@@ -352,6 +352,8 @@ fn broker_command(args: &TargetArgs, directory: &TempDir) -> io::Result<Command>
     }
     let mut command = Command::new(binary);
     command.env("FOREBAY_LOG", "warn");
+    // As users have it, but beside any other broker.
+    command.env("FOREBAY_ADMIN", "127.0.0.1:0");
     command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
     command.arg(directory.path().join("data"));
     command.args(["--shards", &args.shards.to_string()]);

@@ -100,6 +100,9 @@ struct PoolState {
     /// Per class: slabs with a free chunk, the one to take from at the end.
     with_room: Vec<Vec<usize>>,
     mapped_slabs: usize,
+    /// Chunks that somebody writes or reads, and their bytes.
+    used_chunks: usize,
+    used_bytes: usize,
 }
 
 /// See the module.
@@ -120,7 +123,13 @@ impl ChunkPool {
             assert!(*bytes > shape.header_bytes && shape.slab_bytes.is_multiple_of(*bytes));
         }
         let with_room = shape.class_bytes.iter().map(|_| Vec::new()).collect();
-        let state = PoolState { slabs: Vec::new(), with_room, mapped_slabs: 0 };
+        let state = PoolState {
+            slabs: Vec::new(),
+            with_room,
+            mapped_slabs: 0,
+            used_chunks: 0,
+            used_bytes: 0,
+        };
         ChunkPool { shape, source, state: Rc::new(RefCell::new(state)) }
     }
 
@@ -132,6 +141,16 @@ impl ChunkPool {
     /// Bytes mapped, used or not: what the budget is charged.
     pub fn mapped_bytes(&self) -> usize {
         self.state.borrow().mapped_slabs * self.shape.slab_bytes
+    }
+
+    /// Bytes of chunks that are mapped and free.
+    pub fn free_bytes(&self) -> usize {
+        self.mapped_bytes() - self.state.borrow().used_bytes
+    }
+
+    /// Chunks that somebody writes or reads.
+    pub fn used_chunks(&self) -> usize {
+        self.state.borrow().used_chunks
     }
 
     /// Takes a free chunk of `class`; `None` when a slab must be mapped first.
@@ -227,7 +246,10 @@ impl PoolState {
         if slab.free.is_empty() {
             self.with_room[class].pop();
         }
-        Some(Rc::clone(&slab.chunks[nth as usize]))
+        let raw = Rc::clone(&slab.chunks[nth as usize]);
+        self.used_chunks += 1;
+        self.used_bytes += raw.bytes;
+        Some(raw)
     }
 
     fn free(&mut self, raw: &RawChunk, slab_start: usize) {
@@ -237,6 +259,8 @@ impl PoolState {
             self.with_room[raw.class].push(raw.slab);
         }
         slab.free.push(nth as u32);
+        self.used_chunks -= 1;
+        self.used_bytes -= raw.bytes;
     }
 }
 
@@ -503,6 +527,7 @@ mod tests {
         assert!(pool.grow(0));
         let first = pool.take(0).unwrap();
         let second = pool.take(0).unwrap();
+        assert_eq!((pool.used_chunks(), pool.free_bytes()), (2, 8192));
         let reader = second.reader();
         let place = reader.raw.start;
         drop(second);
@@ -510,7 +535,7 @@ mod tests {
         drop(reader);
         assert_eq!(pool.take(0).unwrap().raw.start, place);
         drop(first);
-        assert_eq!(pool.mapped_bytes(), 16384);
+        assert_eq!((pool.mapped_bytes(), pool.free_bytes()), (16384, 16384));
         assert_eq!(pool.shrink(0), 16384);
         assert_eq!(pool.mapped_bytes(), 0);
         assert!(pool.take(0).is_none());

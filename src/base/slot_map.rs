@@ -92,6 +92,18 @@ impl<T> SlotMap<T> {
         if slot.generation == key.generation { slot.value.as_mut() } else { None }
     }
 
+    /// Slots, free ones included: one more than the highest index ever used.
+    pub fn slot_count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The value in slot `index` and its key, if there is one.
+    pub fn at_index(&self, index: u32) -> Option<(Key, &T)> {
+        let slot = self.slots.get(index as usize)?;
+        let key = Key { index, generation: slot.generation };
+        slot.value.as_ref().map(|value| (key, value))
+    }
+
     /// All values, by slot.
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
@@ -129,5 +141,8 @@ mod tests {
         assert_eq!(map.remove(first), None);
         assert_eq!(map.at(second), Some(&"b"));
         assert_eq!(map.len(), 1);
+        assert_eq!((map.at_index(0), map.at_index(1)), (Some((second, &"b")), None));
+        assert_eq!(map.remove(second), Some("b"));
+        assert_eq!((map.at_index(0), map.slot_count()), (None, 1));
     }
 }

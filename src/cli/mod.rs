@@ -2,7 +2,7 @@
 //! with the server, for `serve`.
 //!
 //! - one file per command: `serve` (arguments only), `queue`, `subscription`, `publish`, `consume`,
-//!   `dlq`, `stats`, `ping`
+//!   `dlq`, `stats`, `trim`, `ping`
 //! - `broker`, `failure`: how to reach a broker; what errors mean, with their exit codes
 //! - `lines`, `source`, `pump`: what `publish` sends and how
 //! - `rules`: how subscriptions treat messages, as flags and as text
@@ -28,6 +28,7 @@ mod source;
 mod stats;
 mod subscription;
 mod table;
+mod trim;
 mod wall;
 
 #[cfg(test)]
@@ -74,6 +75,8 @@ enum Command {
     Dlq(dlq::DlqArgs),
     /// Show what the broker holds and does
     Stats(stats::StatsArgs),
+    /// Give free space of the broker's spill files back to the file system at once
+    Trim(trim::TrimArgs),
     /// Ask whether a broker is there; tries once
     Ping(ping::PingArgs),
     /// Print a script that completes this command line
@@ -119,6 +122,7 @@ pub fn run(serve: impl FnOnce(ServeArgs) -> ExitCode) -> ExitCode {
         Command::Consume(args) => (consume::run(&args), args.broker.json),
         Command::Dlq(args) => (dlq::run(&args), args.broker.json),
         Command::Stats(args) => (stats::run(&args), args.broker.json),
+        Command::Trim(args) => (trim::run(&args), args.broker.json),
         Command::Ping(args) => (ping::run(&args), args.broker.json),
         Command::Completions { shell } => (completions(shell), false),
     };

@@ -354,7 +354,7 @@ fn on_full_name(on_full: OnFull) -> &'static str {
     }
 }
 
-fn held_numbers(queue: &QueueDescription) -> [(&'static str, u64); 7] {
+fn held_numbers(queue: &QueueDescription) -> [(&'static str, u64); 9] {
     [
         ("ready", queue.ready),
         ("in_flight", queue.in_flight),
@@ -362,7 +362,9 @@ fn held_numbers(queue: &QueueDescription) -> [(&'static str, u64); 7] {
         ("dead_lettering", queue.dead_lettering),
         ("bytes", queue.bytes),
         ("memory_bytes", queue.memory_bytes),
+        ("spilled_messages", queue.spilled_messages),
         ("spilled_bytes", queue.spilled_bytes),
+        ("refilling", queue.refilling.into()),
     ]
 }
 

@@ -14,6 +14,12 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
 
+    /// Address of /healthz, /readyz and /metrics (HTTP), or `off` [default: 127.0.0.1:7441]
+    ///
+    /// Beyond loopback the broker wants --token, which /metrics then asks for, or --insecure.
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
+
     /// Directory for everything that is written [default: ./forebay-data]
     ///
     /// Made if it is missing. Two brokers cannot share one.
@@ -23,10 +29,37 @@ pub struct ServeArgs {
     /// Memory for messages and all that belongs to them, such as 256MiB [default: half of what
     /// there is]
     ///
-    /// At the limit new messages are refused, or their publishers wait, as each queue's --on-full
-    /// says. Consumers go on.
+    /// Where it gets short, messages go to disk, those that are needed last first. When the disk
+    /// has no room either, new messages are refused, or their publishers wait, as each queue's
+    /// --on-full says. Consumers go on.
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<String>,
+
+    /// Disk for messages that memory has no room for, such as 10GiB; 0 for none [default: 80 % of
+    /// what was free at the first start]
+    ///
+    /// The default is written down in the data directory, in the file disk-limit.
+    #[arg(long, value_name = "SIZE")]
+    disk_limit: Option<String>,
+
+    /// What is left free of the file system [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    disk_headroom: Option<String>,
+
+    /// Space on disk that is kept for the next spike [default: 256MiB]
+    ///
+    /// What is over it goes back to the file system, slowly, while the disk is calm; all of it at
+    /// once by `forebay trim`.
+    #[arg(long, value_name = "SIZE")]
+    spill_reserve: Option<String>,
+
+    /// Over so much of the memory for messages they are written to disk [default: 70%]
+    #[arg(long, value_name = "PERCENT")]
+    watermark_high: Option<String>,
+
+    /// And until it is under so much [default: 60%]
+    #[arg(long, value_name = "PERCENT")]
+    watermark_low: Option<String>,
 
     /// Largest body of a message, such as 1MiB [default: 16MiB, or an eighth of a shard's memory]
     #[arg(long, value_name = "SIZE")]
@@ -80,6 +113,12 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TIME")]
     stall_timeout: Option<String>,
 
+    /// How files are written and read: auto, io_uring or threads [default: auto]
+    ///
+    /// auto takes io_uring where the system allows it, and says in the log if it does not.
+    #[arg(long, value_name = "BACKEND")]
+    disk_backend: Option<String>,
+
     /// Spin instead of sleeping: lower latency, for a whole core per shard
     #[arg(long)]
     busy_poll: bool,
@@ -95,8 +134,14 @@ impl ServeArgs {
         let switch = |on: bool| on.then(|| "true".to_owned());
         let all = [
             ("listen", self.listen.clone()),
+            ("admin", self.admin.clone()),
             ("data_dir", self.data_dir.clone()),
             ("memory_limit", self.memory_limit.clone()),
+            ("disk_limit", self.disk_limit.clone()),
+            ("disk_headroom", self.disk_headroom.clone()),
+            ("spill_reserve", self.spill_reserve.clone()),
+            ("watermark_high", self.watermark_high.clone()),
+            ("watermark_low", self.watermark_low.clone()),
             ("message_bytes_max", self.message_bytes_max.clone()),
             ("shards", self.shards.clone()),
             ("pin", self.pin.clone()),
@@ -107,6 +152,7 @@ impl ServeArgs {
             ("hello_timeout", self.hello_timeout.clone()),
             ("frame_timeout", self.frame_timeout.clone()),
             ("stall_timeout", self.stall_timeout.clone()),
+            ("disk_backend", self.disk_backend.clone()),
             ("busy_poll", switch(self.busy_poll)),
             ("log", self.log.clone()),
         ];

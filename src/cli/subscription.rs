@@ -172,7 +172,7 @@ fn held_numbers(shown: &SubscriptionDescription) -> [(&'static str, u64); 5] {
     ]
 }
 
-fn counter_numbers(shown: &SubscriptionDescription) -> [(&'static str, u64); 12] {
+fn counter_numbers(shown: &SubscriptionDescription) -> [(&'static str, u64); 13] {
     [
         ("entered", shown.entered),
         ("delivered", shown.delivered),
@@ -186,6 +186,7 @@ fn counter_numbers(shown: &SubscriptionDescription) -> [(&'static str, u64); 12]
         ("dropped", shown.dropped),
         ("purged", shown.purged),
         ("redriven", shown.redriven),
+        ("lost", shown.lost),
     ]
 }
 

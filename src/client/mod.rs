@@ -50,7 +50,7 @@ pub use crate::protocol::hot::Reached;
 pub use crate::protocol::wire::{
     OnFull, PeekedMessageT as PeekedMessage, QueueCountersT as QueueCounters,
     QueueDescriptionT as QueueDescription, Start, StatsT as Stats,
-    SubscriptionDescriptionT as SubscriptionDescription,
+    SubscriptionDescriptionT as SubscriptionDescription, TrimmedT as Trimmed,
 };
 pub use blocking::connection::{Connection, Peeked, Removed};
 pub use blocking::consumer::Consumer;

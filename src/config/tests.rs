@@ -26,10 +26,14 @@ fn the_defaults() {
     assert_eq!(config.data_dir, PathBuf::from("./forebay-data"));
     assert_eq!(config.memory_limit_bytes, 4 << 30);
     assert_eq!(config.message_bytes_max, 16 << 20);
+    assert_eq!(config.disk_limit_bytes, None);
+    assert_eq!((config.disk_headroom_bytes, config.spill_reserve_bytes), (256 << 20, 256 << 20));
+    assert_eq!((config.watermark_high, config.watermark_low), (70, 60));
     assert_eq!(config.shards, 4);
     assert_eq!(config.pin, Vec::<usize>::new());
     assert_eq!(config.token, None);
     assert!(!config.insecure && !config.busy_poll);
+    assert_eq!(config.disk_backend, DiskBackend::Auto);
     assert_eq!(config.drain_timeout, Duration::from_secs(5));
     assert_eq!(config.log, LogLevel::Info);
 }
@@ -75,8 +79,14 @@ fn flags_go_before_environment_before_file() {
 fn every_key_can_come_from_every_source() {
     let values = [
         ("listen", "0.0.0.0:9"),
+        ("admin", "0.0.0.0:10"),
         ("data_dir", "/tmp/x"),
         ("memory_limit", "64MiB"),
+        ("disk_limit", "1GiB"),
+        ("disk_headroom", "1MiB"),
+        ("spill_reserve", "512MiB"),
+        ("watermark_high", "80%"),
+        ("watermark_low", "50"),
         ("message_bytes_max", "1MiB"),
         ("shards", "1"),
         ("pin", "0,1"),
@@ -87,6 +97,7 @@ fn every_key_can_come_from_every_source() {
         ("hello_timeout", "2s"),
         ("frame_timeout", "3s"),
         ("stall_timeout", "4s"),
+        ("disk_backend", "threads"),
         ("busy_poll", "true"),
         ("log", "debug"),
     ];
@@ -111,8 +122,10 @@ fn a_printed_configuration_gives_itself_again() {
         ("listen", "[::1]:7440"),
         ("data_dir", "/tmp/with \"quotes\""),
         ("memory_limit", "123456789"),
+        ("admin", "off"),
         ("pin", "3"),
         ("drain_timeout", "1500ms"),
+        ("disk_backend", "io_uring"),
         ("busy_poll", "true"),
         ("log", "trace"),
     ]);
@@ -141,6 +154,15 @@ fn beyond_loopback_only_with_a_token_or_said_aloud() {
     }
     let text = refused(&flags(&[("token", "t"), ("insecure", "true")]));
     assert!(text.contains("contradict"), "{text}");
+    for open in ["0.0.0.0:7441", "[::]:0"] {
+        let text = refused(&flags(&[("admin", open)]));
+        assert!(text.starts_with(&format!("--admin: {open} is open to other")), "{text}");
+        Config::new(&flags(&[("admin", open), ("token", "t")]), MACHINE).unwrap();
+        Config::new(&flags(&[("admin", open), ("insecure", "true")]), MACHINE).unwrap();
+    }
+    for (said, admin) in [("off", None), ("[::1]:0", Some("[::1]:0".parse().unwrap()))] {
+        assert_eq!(Config::new(&flags(&[("admin", said)]), MACHINE).unwrap().admin, admin);
+    }
 }
 
 #[test]
@@ -177,11 +199,13 @@ fn refusals_name_the_setting_as_its_source_does() {
         ("shards", "0", "--shards: `0`"),
         ("pin", "a", "--pin: `a`"),
         ("listen", "7440", "--listen: `7440`"),
+        ("admin", "on", "--admin: `on` is not an address with a port"),
         ("listen", "example.org:7440", "--listen: `example.org:7440`"),
         ("connections_max", "0", "--connections-max: `0`"),
         ("drain_timeout", "5", "--drain-timeout: `5` has no unit"),
         ("drain_timeout", "2d", "--drain-timeout: `2d` is longer"),
         ("hello_timeout", "0s", "--hello-timeout: no time"),
+        ("disk_backend", "uring", "--disk-backend: `uring` is not a way to the disk"),
         ("busy_poll", "maybe", "--busy-poll: `maybe`"),
         ("log", "loud", "--log: `loud`"),
         ("token", "", "--token: an empty token"),
@@ -211,4 +235,44 @@ fn the_environment_of_clients_and_others_is_left_alone() {
     let variables =
         [("FOREBAY_SERVER", "x"), ("PATH", "/bin"), ("FOREBAY_LISTEN", ""), ("SHARDS", "9")];
     assert!(environment(&variables).is_empty());
+}
+
+#[test]
+fn what_goes_to_disk_is_checked_as_a_whole() {
+    let config = |pairs: &[(&str, &str)]| Config::new(&flags(pairs), MACHINE).unwrap();
+    let small = config(&[("disk_limit", "64MiB")]);
+    assert_eq!((small.disk_limit_bytes, small.spill_reserve_bytes), (Some(64 << 20), 64 << 20));
+    let none = config(&[("disk_limit", "0"), ("spill_reserve", "1GiB")]);
+    assert_eq!((none.disk_limit_bytes, none.spill_reserve_bytes), (Some(0), 0));
+    let marks = |pairs| {
+        let config = config(pairs);
+        (config.watermark_high, config.watermark_low)
+    };
+    assert_eq!(marks(&[("watermark_high", "50%")]), (50, 40));
+    assert_eq!(marks(&[("watermark_high", "5")]), (5, 1));
+    assert_eq!(marks(&[("watermark_low", "90")]), (95, 90));
+    assert_eq!(marks(&[("watermark_low", "20")]), (70, 20));
+
+    let refused = |pairs: &[(&str, &str)]| refused(&flags(pairs));
+    assert_eq!(
+        refused(&[("disk_limit", "8MiB")]),
+        "--disk-limit: 8MiB is too little for 4 shard(s), which need 16MiB each: give 64MiB or \
+         more, or 0 to spill nothing"
+    );
+    assert_eq!(
+        refused(&[("disk_limit", "1GiB"), ("spill_reserve", "2GiB")]),
+        "--spill-reserve: spill_reserve 2GiB is over disk_limit 1GiB: raise disk_limit or lower \
+         spill_reserve"
+    );
+    for pairs in [
+        &[("watermark_high", "60"), ("watermark_low", "60")][..],
+        &[("watermark_high", "1")],
+        &[("watermark_low", "95")],
+    ] {
+        assert!(refused(pairs).contains("is not below watermark_high"), "{pairs:?}");
+    }
+    for text in ["0", "96", "70 percent", ""] {
+        let said = refused(&[("watermark_high", text)]);
+        assert!(said.contains("from 1% to 95%"), "{text}: {said}");
+    }
 }

@@ -4,7 +4,8 @@ use crate::base::time::{Mono, Now, Wall};
 use crate::io::Clock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// Monotonic time counts from when it was made.
+/// Monotonic time counts from when it was made; copies count from there too.
+#[derive(Clone, Copy)]
 pub struct SystemClock {
     start: Instant,
 }

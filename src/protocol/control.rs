@@ -96,6 +96,7 @@ bodies! {
         SubscriptionList(SubscriptionList, SubscriptionListT),
         SubscriptionDescribe(SubscriptionDescribe, SubscriptionDescribeT),
         Redrive(Redrive, RedriveT),
+        Trim(Trim, TrimT),
     }
 }
 
@@ -119,6 +120,7 @@ bodies! {
         SubscriptionListing(SubscriptionListing, SubscriptionListingT),
         SubscriptionDescription(SubscriptionDescription, SubscriptionDescriptionT),
         Redriven(Redriven, RedrivenT),
+        Trimmed(Trimmed, TrimmedT),
     }
 }
 

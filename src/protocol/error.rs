@@ -87,13 +87,14 @@ codes! {
     SubscriptionInUse = 48, "subscription_in_use";
     /// The subscription was deleted, or expired, while the handle was open.
     SubscriptionDeleted = 49, "subscription_deleted";
-
-    /// Memory is full, and what is spilled has reached `disk_limit`.
+    /// Memory is full, and the spill files are at `disk_limit`.
     DiskLimit = 51, "disk_limit";
-    /// Memory is full, and the file system has no space left for what is spilled.
+    /// Memory is full, and the file system has no space for more spill files.
     DiskFull = 52, "disk_full";
     /// Memory is full and the disk cannot be written; or what was on disk cannot be read any more.
     DiskError = 53, "disk_error";
+    /// What was asked for has to be read from disk first, and too many wait for that already.
+    Refilling = 54, "refilling";
 
     // 64..: a publish was refused.
     /// The batch does not decode: lengths, counts, reserved bytes.
@@ -147,6 +148,7 @@ impl ErrorCode {
                 | E::DiskLimit
                 | E::DiskFull
                 | E::DiskError
+                | E::Refilling
                 | E::WindowExceeded
                 | E::QueueMessagesMax
                 | E::QueueBytesMax

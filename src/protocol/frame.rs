@@ -135,6 +135,8 @@ opcodes! {
     SubscriptionDescribe = 60,
     /// Client: body `Redrive`; answer `Redriven`.
     Redrive = 61,
+    /// Client: body `Trim`; answer `Trimmed`.
+    Trim = 62,
     /// Broker: answer of create and update.
     QueueDone = 64,
     /// Broker: answer of delete and purge.
@@ -153,6 +155,8 @@ opcodes! {
     SubscriptionDescription = 71,
     /// Broker: answer of a redrive.
     Redriven = 72,
+    /// Broker: answer of a trim.
+    Trimmed = 73,
 }
 
 /// Why a frame header ends the connection.

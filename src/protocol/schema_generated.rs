@@ -3158,6 +3158,107 @@ impl BrokerStatsT {
     })
   }
 }
+pub enum TrimOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Trim<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Trim<'a> {
+  type Inner = Trim<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Trim<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Trim { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args TrimArgs
+  ) -> ::flatbuffers::WIPOffset<Trim<'bldr>> {
+    let mut builder = TrimBuilder::new(_fbb);
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> TrimT {
+    TrimT {
+    }
+  }
+}
+
+impl ::flatbuffers::Verifiable for Trim<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TrimArgs {
+}
+impl<'a> Default for TrimArgs {
+  #[inline]
+  fn default() -> Self {
+    TrimArgs {
+    }
+  }
+}
+
+pub struct TrimBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TrimBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TrimBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TrimBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Trim<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Trim<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Trim");
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrimT {
+}
+impl Default for TrimT {
+  fn default() -> Self {
+    Self {
+    }
+  }
+}
+impl TrimT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<Trim<'b>> {
+    Trim::create(_fbb, &TrimArgs{
+    })
+  }
+}
 pub enum SubscriptionCreateOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -5147,6 +5248,8 @@ impl<'a> QueueDescription<'a> {
   pub const VT_NEXT_SEQUENCE: ::flatbuffers::VOffsetT = 36;
   pub const VT_DEAD_LETTERING: ::flatbuffers::VOffsetT = 38;
   pub const VT_SUBSCRIPTIONS: ::flatbuffers::VOffsetT = 40;
+  pub const VT_SPILLED_MESSAGES: ::flatbuffers::VOffsetT = 42;
+  pub const VT_REFILLING: ::flatbuffers::VOffsetT = 44;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5158,6 +5261,7 @@ impl<'a> QueueDescription<'a> {
     args: &'args QueueDescriptionArgs<'args>
   ) -> ::flatbuffers::WIPOffset<QueueDescription<'bldr>> {
     let mut builder = QueueDescriptionBuilder::new(_fbb);
+    builder.add_spilled_messages(args.spilled_messages);
     builder.add_dead_lettering(args.dead_lettering);
     builder.add_next_sequence(args.next_sequence);
     builder.add_first_sequence(args.first_sequence);
@@ -5168,6 +5272,7 @@ impl<'a> QueueDescription<'a> {
     builder.add_delayed(args.delayed);
     builder.add_in_flight(args.in_flight);
     builder.add_ready(args.ready);
+    builder.add_refilling(args.refilling);
     builder.add_subscriptions(args.subscriptions);
     builder.add_shard(args.shard);
     if let Some(x) = args.blocked_reason { builder.add_blocked_reason(x); }
@@ -5211,6 +5316,8 @@ impl<'a> QueueDescription<'a> {
     let next_sequence = self.next_sequence();
     let dead_lettering = self.dead_lettering();
     let subscriptions = self.subscriptions();
+    let spilled_messages = self.spilled_messages();
+    let refilling = self.refilling();
     QueueDescriptionT {
       name,
       options,
@@ -5231,6 +5338,8 @@ impl<'a> QueueDescription<'a> {
       next_sequence,
       dead_lettering,
       subscriptions,
+      spilled_messages,
+      refilling,
     }
   }
 
@@ -5367,6 +5476,20 @@ impl<'a> QueueDescription<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(QueueDescription::VT_SUBSCRIPTIONS, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn spilled_messages(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(QueueDescription::VT_SPILLED_MESSAGES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn refilling(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(QueueDescription::VT_REFILLING, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for QueueDescription<'_> {
@@ -5394,6 +5517,8 @@ impl ::flatbuffers::Verifiable for QueueDescription<'_> {
      .visit_field::<u64>("next_sequence", Self::VT_NEXT_SEQUENCE, false)?
      .visit_field::<u64>("dead_lettering", Self::VT_DEAD_LETTERING, false)?
      .visit_field::<u32>("subscriptions", Self::VT_SUBSCRIPTIONS, false)?
+     .visit_field::<u64>("spilled_messages", Self::VT_SPILLED_MESSAGES, false)?
+     .visit_field::<u32>("refilling", Self::VT_REFILLING, false)?
      .finish();
     Ok(())
   }
@@ -5418,6 +5543,8 @@ pub struct QueueDescriptionArgs<'a> {
     pub next_sequence: u64,
     pub dead_lettering: u64,
     pub subscriptions: u32,
+    pub spilled_messages: u64,
+    pub refilling: u32,
 }
 impl<'a> Default for QueueDescriptionArgs<'a> {
   #[inline]
@@ -5442,6 +5569,8 @@ impl<'a> Default for QueueDescriptionArgs<'a> {
       next_sequence: 0,
       dead_lettering: 0,
       subscriptions: 0,
+      spilled_messages: 0,
+      refilling: 0,
     }
   }
 }
@@ -5528,6 +5657,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> QueueDescriptionBuilder<'a, '
     self.fbb_.push_slot::<u32>(QueueDescription::VT_SUBSCRIPTIONS, subscriptions, 0);
   }
   #[inline]
+  pub fn add_spilled_messages(&mut self, spilled_messages: u64) {
+    self.fbb_.push_slot::<u64>(QueueDescription::VT_SPILLED_MESSAGES, spilled_messages, 0);
+  }
+  #[inline]
+  pub fn add_refilling(&mut self, refilling: u32) {
+    self.fbb_.push_slot::<u32>(QueueDescription::VT_REFILLING, refilling, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> QueueDescriptionBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     QueueDescriptionBuilder {
@@ -5567,6 +5704,8 @@ impl ::core::fmt::Debug for QueueDescription<'_> {
       ds.field("next_sequence", &self.next_sequence());
       ds.field("dead_lettering", &self.dead_lettering());
       ds.field("subscriptions", &self.subscriptions());
+      ds.field("spilled_messages", &self.spilled_messages());
+      ds.field("refilling", &self.refilling());
       ds.finish()
   }
 }
@@ -5592,6 +5731,8 @@ pub struct QueueDescriptionT {
   pub next_sequence: u64,
   pub dead_lettering: u64,
   pub subscriptions: u32,
+  pub spilled_messages: u64,
+  pub refilling: u32,
 }
 impl Default for QueueDescriptionT {
   fn default() -> Self {
@@ -5615,6 +5756,8 @@ impl Default for QueueDescriptionT {
       next_sequence: 0,
       dead_lettering: 0,
       subscriptions: 0,
+      spilled_messages: 0,
+      refilling: 0,
     }
   }
 }
@@ -5653,6 +5796,8 @@ impl QueueDescriptionT {
     let next_sequence = self.next_sequence;
     let dead_lettering = self.dead_lettering;
     let subscriptions = self.subscriptions;
+    let spilled_messages = self.spilled_messages;
+    let refilling = self.refilling;
     QueueDescription::create(_fbb, &QueueDescriptionArgs{
       name,
       options,
@@ -5673,6 +5818,8 @@ impl QueueDescriptionT {
       next_sequence,
       dead_lettering,
       subscriptions,
+      spilled_messages,
+      refilling,
     })
   }
 }
@@ -5869,6 +6016,7 @@ impl<'a> SubscriptionDescription<'a> {
   pub const VT_DEAD_LETTER_REASON: ::flatbuffers::VOffsetT = 48;
   pub const VT_CREATED_WALL_US: ::flatbuffers::VOffsetT = 50;
   pub const VT_CURSOR_SEQUENCE: ::flatbuffers::VOffsetT = 52;
+  pub const VT_LOST: ::flatbuffers::VOffsetT = 54;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5880,6 +6028,7 @@ impl<'a> SubscriptionDescription<'a> {
     args: &'args SubscriptionDescriptionArgs<'args>
   ) -> ::flatbuffers::WIPOffset<SubscriptionDescription<'bldr>> {
     let mut builder = SubscriptionDescriptionBuilder::new(_fbb);
+    builder.add_lost(args.lost);
     builder.add_cursor_sequence(args.cursor_sequence);
     builder.add_created_wall_us(args.created_wall_us);
     builder.add_redriven(args.redriven);
@@ -5947,6 +6096,7 @@ impl<'a> SubscriptionDescription<'a> {
     });
     let created_wall_us = self.created_wall_us();
     let cursor_sequence = self.cursor_sequence();
+    let lost = self.lost();
     SubscriptionDescriptionT {
       queue,
       name,
@@ -5973,6 +6123,7 @@ impl<'a> SubscriptionDescription<'a> {
       dead_letter_reason,
       created_wall_us,
       cursor_sequence,
+      lost,
     }
   }
 
@@ -6151,6 +6302,13 @@ impl<'a> SubscriptionDescription<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_CURSOR_SEQUENCE, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn lost(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SubscriptionDescription::VT_LOST, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for SubscriptionDescription<'_> {
@@ -6184,6 +6342,7 @@ impl ::flatbuffers::Verifiable for SubscriptionDescription<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("dead_letter_reason", Self::VT_DEAD_LETTER_REASON, false)?
      .visit_field::<u64>("created_wall_us", Self::VT_CREATED_WALL_US, false)?
      .visit_field::<u64>("cursor_sequence", Self::VT_CURSOR_SEQUENCE, false)?
+     .visit_field::<u64>("lost", Self::VT_LOST, false)?
      .finish();
     Ok(())
   }
@@ -6214,6 +6373,7 @@ pub struct SubscriptionDescriptionArgs<'a> {
     pub dead_letter_reason: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub created_wall_us: u64,
     pub cursor_sequence: u64,
+    pub lost: u64,
 }
 impl<'a> Default for SubscriptionDescriptionArgs<'a> {
   #[inline]
@@ -6244,6 +6404,7 @@ impl<'a> Default for SubscriptionDescriptionArgs<'a> {
       dead_letter_reason: None,
       created_wall_us: 0,
       cursor_sequence: 0,
+      lost: 0,
     }
   }
 }
@@ -6354,6 +6515,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscriptionDescriptionBuilde
     self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_CURSOR_SEQUENCE, cursor_sequence, 0);
   }
   #[inline]
+  pub fn add_lost(&mut self, lost: u64) {
+    self.fbb_.push_slot::<u64>(SubscriptionDescription::VT_LOST, lost, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscriptionDescriptionBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     SubscriptionDescriptionBuilder {
@@ -6399,6 +6564,7 @@ impl ::core::fmt::Debug for SubscriptionDescription<'_> {
       ds.field("dead_letter_reason", &self.dead_letter_reason());
       ds.field("created_wall_us", &self.created_wall_us());
       ds.field("cursor_sequence", &self.cursor_sequence());
+      ds.field("lost", &self.lost());
       ds.finish()
   }
 }
@@ -6430,6 +6596,7 @@ pub struct SubscriptionDescriptionT {
   pub dead_letter_reason: Option<alloc::string::String>,
   pub created_wall_us: u64,
   pub cursor_sequence: u64,
+  pub lost: u64,
 }
 impl Default for SubscriptionDescriptionT {
   fn default() -> Self {
@@ -6459,6 +6626,7 @@ impl Default for SubscriptionDescriptionT {
       dead_letter_reason: None,
       created_wall_us: 0,
       cursor_sequence: 0,
+      lost: 0,
     }
   }
 }
@@ -6505,6 +6673,7 @@ impl SubscriptionDescriptionT {
     });
     let created_wall_us = self.created_wall_us;
     let cursor_sequence = self.cursor_sequence;
+    let lost = self.lost;
     SubscriptionDescription::create(_fbb, &SubscriptionDescriptionArgs{
       queue,
       name,
@@ -6531,6 +6700,7 @@ impl SubscriptionDescriptionT {
       dead_letter_reason,
       created_wall_us,
       cursor_sequence,
+      lost,
     })
   }
 }
@@ -6881,6 +7051,154 @@ impl RedrivenT {
       finished,
       refused,
       reason,
+    })
+  }
+}
+pub enum TrimmedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Trimmed<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Trimmed<'a> {
+  type Inner = Trimmed<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Trimmed<'a> {
+  pub const VT_RELEASED_BYTES: ::flatbuffers::VOffsetT = 4;
+  pub const VT_DISK_ALLOCATED_BYTES: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Trimmed { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TrimmedArgs
+  ) -> ::flatbuffers::WIPOffset<Trimmed<'bldr>> {
+    let mut builder = TrimmedBuilder::new(_fbb);
+    builder.add_disk_allocated_bytes(args.disk_allocated_bytes);
+    builder.add_released_bytes(args.released_bytes);
+    builder.finish()
+  }
+
+  pub fn unpack(&self) -> TrimmedT {
+    let released_bytes = self.released_bytes();
+    let disk_allocated_bytes = self.disk_allocated_bytes();
+    TrimmedT {
+      released_bytes,
+      disk_allocated_bytes,
+    }
+  }
+
+  #[inline]
+  pub fn released_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Trimmed::VT_RELEASED_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn disk_allocated_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Trimmed::VT_DISK_ALLOCATED_BYTES, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Trimmed<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("released_bytes", Self::VT_RELEASED_BYTES, false)?
+     .visit_field::<u64>("disk_allocated_bytes", Self::VT_DISK_ALLOCATED_BYTES, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TrimmedArgs {
+    pub released_bytes: u64,
+    pub disk_allocated_bytes: u64,
+}
+impl<'a> Default for TrimmedArgs {
+  #[inline]
+  fn default() -> Self {
+    TrimmedArgs {
+      released_bytes: 0,
+      disk_allocated_bytes: 0,
+    }
+  }
+}
+
+pub struct TrimmedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TrimmedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_released_bytes(&mut self, released_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Trimmed::VT_RELEASED_BYTES, released_bytes, 0);
+  }
+  #[inline]
+  pub fn add_disk_allocated_bytes(&mut self, disk_allocated_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Trimmed::VT_DISK_ALLOCATED_BYTES, disk_allocated_bytes, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TrimmedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TrimmedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Trimmed<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Trimmed<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Trimmed");
+      ds.field("released_bytes", &self.released_bytes());
+      ds.field("disk_allocated_bytes", &self.disk_allocated_bytes());
+      ds.finish()
+  }
+}
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrimmedT {
+  pub released_bytes: u64,
+  pub disk_allocated_bytes: u64,
+}
+impl Default for TrimmedT {
+  fn default() -> Self {
+    Self {
+      released_bytes: 0,
+      disk_allocated_bytes: 0,
+    }
+  }
+}
+impl TrimmedT {
+  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+    &self,
+    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
+  ) -> ::flatbuffers::WIPOffset<Trimmed<'b>> {
+    let released_bytes = self.released_bytes;
+    let disk_allocated_bytes = self.disk_allocated_bytes;
+    Trimmed::create(_fbb, &TrimmedArgs{
+      released_bytes,
+      disk_allocated_bytes,
     })
   }
 }
@@ -7303,6 +7621,21 @@ impl<'a> Stats<'a> {
   pub const VT_SUBSCRIPTIONS: ::flatbuffers::VOffsetT = 50;
   pub const VT_DEAD_LETTERING: ::flatbuffers::VOffsetT = 52;
   pub const VT_CROSSED_BYTES: ::flatbuffers::VOffsetT = 54;
+  pub const VT_CHUNKS_IN_MEMORY: ::flatbuffers::VOffsetT = 56;
+  pub const VT_SPILLED_MESSAGES: ::flatbuffers::VOffsetT = 58;
+  pub const VT_SPILLED_BYTES: ::flatbuffers::VOffsetT = 60;
+  pub const VT_REFILLING: ::flatbuffers::VOffsetT = 62;
+  pub const VT_DISK_LIMIT_BYTES: ::flatbuffers::VOffsetT = 64;
+  pub const VT_DISK_ALLOCATED_BYTES: ::flatbuffers::VOffsetT = 66;
+  pub const VT_DISK_USED_BYTES: ::flatbuffers::VOffsetT = 68;
+  pub const VT_DISK_FREE_BYTES: ::flatbuffers::VOffsetT = 70;
+  pub const VT_DISK_WRITES: ::flatbuffers::VOffsetT = 72;
+  pub const VT_DISK_READS: ::flatbuffers::VOffsetT = 74;
+  pub const VT_DISK_WRITTEN_BYTES: ::flatbuffers::VOffsetT = 76;
+  pub const VT_DISK_READ_BYTES: ::flatbuffers::VOffsetT = 78;
+  pub const VT_DISK_WRITE_ERRORS: ::flatbuffers::VOffsetT = 80;
+  pub const VT_DISK_READ_ERRORS: ::flatbuffers::VOffsetT = 82;
+  pub const VT_SPILL_STATE: ::flatbuffers::VOffsetT = 84;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -7314,6 +7647,20 @@ impl<'a> Stats<'a> {
     args: &'args StatsArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Stats<'bldr>> {
     let mut builder = StatsBuilder::new(_fbb);
+    builder.add_disk_read_errors(args.disk_read_errors);
+    builder.add_disk_write_errors(args.disk_write_errors);
+    builder.add_disk_read_bytes(args.disk_read_bytes);
+    builder.add_disk_written_bytes(args.disk_written_bytes);
+    builder.add_disk_reads(args.disk_reads);
+    builder.add_disk_writes(args.disk_writes);
+    builder.add_disk_free_bytes(args.disk_free_bytes);
+    builder.add_disk_used_bytes(args.disk_used_bytes);
+    builder.add_disk_allocated_bytes(args.disk_allocated_bytes);
+    builder.add_disk_limit_bytes(args.disk_limit_bytes);
+    builder.add_refilling(args.refilling);
+    builder.add_spilled_bytes(args.spilled_bytes);
+    builder.add_spilled_messages(args.spilled_messages);
+    builder.add_chunks_in_memory(args.chunks_in_memory);
     builder.add_crossed_bytes(args.crossed_bytes);
     builder.add_dead_lettering(args.dead_lettering);
     builder.add_queues_deleted_messages(args.queues_deleted_messages);
@@ -7331,6 +7678,7 @@ impl<'a> Stats<'a> {
     builder.add_connections_shed(args.connections_shed);
     builder.add_connections_accepted(args.connections_accepted);
     builder.add_uptime_ms(args.uptime_ms);
+    if let Some(x) = args.spill_state { builder.add_spill_state(x); }
     builder.add_subscriptions(args.subscriptions);
     builder.add_queues_blocked(args.queues_blocked);
     if let Some(x) = args.counters { builder.add_counters(x); }
@@ -7374,6 +7722,23 @@ impl<'a> Stats<'a> {
     let subscriptions = self.subscriptions();
     let dead_lettering = self.dead_lettering();
     let crossed_bytes = self.crossed_bytes();
+    let chunks_in_memory = self.chunks_in_memory();
+    let spilled_messages = self.spilled_messages();
+    let spilled_bytes = self.spilled_bytes();
+    let refilling = self.refilling();
+    let disk_limit_bytes = self.disk_limit_bytes();
+    let disk_allocated_bytes = self.disk_allocated_bytes();
+    let disk_used_bytes = self.disk_used_bytes();
+    let disk_free_bytes = self.disk_free_bytes();
+    let disk_writes = self.disk_writes();
+    let disk_reads = self.disk_reads();
+    let disk_written_bytes = self.disk_written_bytes();
+    let disk_read_bytes = self.disk_read_bytes();
+    let disk_write_errors = self.disk_write_errors();
+    let disk_read_errors = self.disk_read_errors();
+    let spill_state = self.spill_state().map(|x| {
+      alloc::string::ToString::to_string(x)
+    });
     StatsT {
       server_version,
       uptime_ms,
@@ -7401,6 +7766,21 @@ impl<'a> Stats<'a> {
       subscriptions,
       dead_lettering,
       crossed_bytes,
+      chunks_in_memory,
+      spilled_messages,
+      spilled_bytes,
+      refilling,
+      disk_limit_bytes,
+      disk_allocated_bytes,
+      disk_used_bytes,
+      disk_free_bytes,
+      disk_writes,
+      disk_reads,
+      disk_written_bytes,
+      disk_read_bytes,
+      disk_write_errors,
+      disk_read_errors,
+      spill_state,
     }
   }
 
@@ -7586,6 +7966,111 @@ impl<'a> Stats<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(Stats::VT_CROSSED_BYTES, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn chunks_in_memory(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_CHUNKS_IN_MEMORY, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn spilled_messages(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_SPILLED_MESSAGES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn spilled_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_SPILLED_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn refilling(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_REFILLING, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn disk_limit_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_DISK_LIMIT_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn disk_allocated_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_DISK_ALLOCATED_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn disk_used_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_DISK_USED_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn disk_free_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_DISK_FREE_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn disk_writes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_DISK_WRITES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn disk_reads(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_DISK_READS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn disk_written_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_DISK_WRITTEN_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn disk_read_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_DISK_READ_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn disk_write_errors(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_DISK_WRITE_ERRORS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn disk_read_errors(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_DISK_READ_ERRORS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn spill_state(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Stats::VT_SPILL_STATE, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Stats<'_> {
@@ -7620,6 +8105,21 @@ impl ::flatbuffers::Verifiable for Stats<'_> {
      .visit_field::<u32>("subscriptions", Self::VT_SUBSCRIPTIONS, false)?
      .visit_field::<u64>("dead_lettering", Self::VT_DEAD_LETTERING, false)?
      .visit_field::<u64>("crossed_bytes", Self::VT_CROSSED_BYTES, false)?
+     .visit_field::<u64>("chunks_in_memory", Self::VT_CHUNKS_IN_MEMORY, false)?
+     .visit_field::<u64>("spilled_messages", Self::VT_SPILLED_MESSAGES, false)?
+     .visit_field::<u64>("spilled_bytes", Self::VT_SPILLED_BYTES, false)?
+     .visit_field::<u64>("refilling", Self::VT_REFILLING, false)?
+     .visit_field::<u64>("disk_limit_bytes", Self::VT_DISK_LIMIT_BYTES, false)?
+     .visit_field::<u64>("disk_allocated_bytes", Self::VT_DISK_ALLOCATED_BYTES, false)?
+     .visit_field::<u64>("disk_used_bytes", Self::VT_DISK_USED_BYTES, false)?
+     .visit_field::<u64>("disk_free_bytes", Self::VT_DISK_FREE_BYTES, false)?
+     .visit_field::<u64>("disk_writes", Self::VT_DISK_WRITES, false)?
+     .visit_field::<u64>("disk_reads", Self::VT_DISK_READS, false)?
+     .visit_field::<u64>("disk_written_bytes", Self::VT_DISK_WRITTEN_BYTES, false)?
+     .visit_field::<u64>("disk_read_bytes", Self::VT_DISK_READ_BYTES, false)?
+     .visit_field::<u64>("disk_write_errors", Self::VT_DISK_WRITE_ERRORS, false)?
+     .visit_field::<u64>("disk_read_errors", Self::VT_DISK_READ_ERRORS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("spill_state", Self::VT_SPILL_STATE, false)?
      .finish();
     Ok(())
   }
@@ -7651,6 +8151,21 @@ pub struct StatsArgs<'a> {
     pub subscriptions: u32,
     pub dead_lettering: u64,
     pub crossed_bytes: u64,
+    pub chunks_in_memory: u64,
+    pub spilled_messages: u64,
+    pub spilled_bytes: u64,
+    pub refilling: u64,
+    pub disk_limit_bytes: u64,
+    pub disk_allocated_bytes: u64,
+    pub disk_used_bytes: u64,
+    pub disk_free_bytes: u64,
+    pub disk_writes: u64,
+    pub disk_reads: u64,
+    pub disk_written_bytes: u64,
+    pub disk_read_bytes: u64,
+    pub disk_write_errors: u64,
+    pub disk_read_errors: u64,
+    pub spill_state: Option<::flatbuffers::WIPOffset<&'a str>>,
 }
 impl<'a> Default for StatsArgs<'a> {
   #[inline]
@@ -7682,6 +8197,21 @@ impl<'a> Default for StatsArgs<'a> {
       subscriptions: 0,
       dead_lettering: 0,
       crossed_bytes: 0,
+      chunks_in_memory: 0,
+      spilled_messages: 0,
+      spilled_bytes: 0,
+      refilling: 0,
+      disk_limit_bytes: 0,
+      disk_allocated_bytes: 0,
+      disk_used_bytes: 0,
+      disk_free_bytes: 0,
+      disk_writes: 0,
+      disk_reads: 0,
+      disk_written_bytes: 0,
+      disk_read_bytes: 0,
+      disk_write_errors: 0,
+      disk_read_errors: 0,
+      spill_state: None,
     }
   }
 }
@@ -7796,6 +8326,66 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StatsBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u64>(Stats::VT_CROSSED_BYTES, crossed_bytes, 0);
   }
   #[inline]
+  pub fn add_chunks_in_memory(&mut self, chunks_in_memory: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_CHUNKS_IN_MEMORY, chunks_in_memory, 0);
+  }
+  #[inline]
+  pub fn add_spilled_messages(&mut self, spilled_messages: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_SPILLED_MESSAGES, spilled_messages, 0);
+  }
+  #[inline]
+  pub fn add_spilled_bytes(&mut self, spilled_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_SPILLED_BYTES, spilled_bytes, 0);
+  }
+  #[inline]
+  pub fn add_refilling(&mut self, refilling: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_REFILLING, refilling, 0);
+  }
+  #[inline]
+  pub fn add_disk_limit_bytes(&mut self, disk_limit_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_DISK_LIMIT_BYTES, disk_limit_bytes, 0);
+  }
+  #[inline]
+  pub fn add_disk_allocated_bytes(&mut self, disk_allocated_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_DISK_ALLOCATED_BYTES, disk_allocated_bytes, 0);
+  }
+  #[inline]
+  pub fn add_disk_used_bytes(&mut self, disk_used_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_DISK_USED_BYTES, disk_used_bytes, 0);
+  }
+  #[inline]
+  pub fn add_disk_free_bytes(&mut self, disk_free_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_DISK_FREE_BYTES, disk_free_bytes, 0);
+  }
+  #[inline]
+  pub fn add_disk_writes(&mut self, disk_writes: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_DISK_WRITES, disk_writes, 0);
+  }
+  #[inline]
+  pub fn add_disk_reads(&mut self, disk_reads: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_DISK_READS, disk_reads, 0);
+  }
+  #[inline]
+  pub fn add_disk_written_bytes(&mut self, disk_written_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_DISK_WRITTEN_BYTES, disk_written_bytes, 0);
+  }
+  #[inline]
+  pub fn add_disk_read_bytes(&mut self, disk_read_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_DISK_READ_BYTES, disk_read_bytes, 0);
+  }
+  #[inline]
+  pub fn add_disk_write_errors(&mut self, disk_write_errors: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_DISK_WRITE_ERRORS, disk_write_errors, 0);
+  }
+  #[inline]
+  pub fn add_disk_read_errors(&mut self, disk_read_errors: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_DISK_READ_ERRORS, disk_read_errors, 0);
+  }
+  #[inline]
+  pub fn add_spill_state(&mut self, spill_state: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Stats::VT_SPILL_STATE, spill_state);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatsBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     StatsBuilder {
@@ -7839,6 +8429,21 @@ impl ::core::fmt::Debug for Stats<'_> {
       ds.field("subscriptions", &self.subscriptions());
       ds.field("dead_lettering", &self.dead_lettering());
       ds.field("crossed_bytes", &self.crossed_bytes());
+      ds.field("chunks_in_memory", &self.chunks_in_memory());
+      ds.field("spilled_messages", &self.spilled_messages());
+      ds.field("spilled_bytes", &self.spilled_bytes());
+      ds.field("refilling", &self.refilling());
+      ds.field("disk_limit_bytes", &self.disk_limit_bytes());
+      ds.field("disk_allocated_bytes", &self.disk_allocated_bytes());
+      ds.field("disk_used_bytes", &self.disk_used_bytes());
+      ds.field("disk_free_bytes", &self.disk_free_bytes());
+      ds.field("disk_writes", &self.disk_writes());
+      ds.field("disk_reads", &self.disk_reads());
+      ds.field("disk_written_bytes", &self.disk_written_bytes());
+      ds.field("disk_read_bytes", &self.disk_read_bytes());
+      ds.field("disk_write_errors", &self.disk_write_errors());
+      ds.field("disk_read_errors", &self.disk_read_errors());
+      ds.field("spill_state", &self.spill_state());
       ds.finish()
   }
 }
@@ -7871,6 +8476,21 @@ pub struct StatsT {
   pub subscriptions: u32,
   pub dead_lettering: u64,
   pub crossed_bytes: u64,
+  pub chunks_in_memory: u64,
+  pub spilled_messages: u64,
+  pub spilled_bytes: u64,
+  pub refilling: u64,
+  pub disk_limit_bytes: u64,
+  pub disk_allocated_bytes: u64,
+  pub disk_used_bytes: u64,
+  pub disk_free_bytes: u64,
+  pub disk_writes: u64,
+  pub disk_reads: u64,
+  pub disk_written_bytes: u64,
+  pub disk_read_bytes: u64,
+  pub disk_write_errors: u64,
+  pub disk_read_errors: u64,
+  pub spill_state: Option<alloc::string::String>,
 }
 impl Default for StatsT {
   fn default() -> Self {
@@ -7901,6 +8521,21 @@ impl Default for StatsT {
       subscriptions: 0,
       dead_lettering: 0,
       crossed_bytes: 0,
+      chunks_in_memory: 0,
+      spilled_messages: 0,
+      spilled_bytes: 0,
+      refilling: 0,
+      disk_limit_bytes: 0,
+      disk_allocated_bytes: 0,
+      disk_used_bytes: 0,
+      disk_free_bytes: 0,
+      disk_writes: 0,
+      disk_reads: 0,
+      disk_written_bytes: 0,
+      disk_read_bytes: 0,
+      disk_write_errors: 0,
+      disk_read_errors: 0,
+      spill_state: None,
     }
   }
 }
@@ -7939,6 +8574,23 @@ impl StatsT {
     let subscriptions = self.subscriptions;
     let dead_lettering = self.dead_lettering;
     let crossed_bytes = self.crossed_bytes;
+    let chunks_in_memory = self.chunks_in_memory;
+    let spilled_messages = self.spilled_messages;
+    let spilled_bytes = self.spilled_bytes;
+    let refilling = self.refilling;
+    let disk_limit_bytes = self.disk_limit_bytes;
+    let disk_allocated_bytes = self.disk_allocated_bytes;
+    let disk_used_bytes = self.disk_used_bytes;
+    let disk_free_bytes = self.disk_free_bytes;
+    let disk_writes = self.disk_writes;
+    let disk_reads = self.disk_reads;
+    let disk_written_bytes = self.disk_written_bytes;
+    let disk_read_bytes = self.disk_read_bytes;
+    let disk_write_errors = self.disk_write_errors;
+    let disk_read_errors = self.disk_read_errors;
+    let spill_state = self.spill_state.as_ref().map(|x|{
+      _fbb.create_string(x)
+    });
     Stats::create(_fbb, &StatsArgs{
       server_version,
       uptime_ms,
@@ -7966,6 +8618,21 @@ impl StatsT {
       subscriptions,
       dead_lettering,
       crossed_bytes,
+      chunks_in_memory,
+      spilled_messages,
+      spilled_bytes,
+      refilling,
+      disk_limit_bytes,
+      disk_allocated_bytes,
+      disk_used_bytes,
+      disk_free_bytes,
+      disk_writes,
+      disk_reads,
+      disk_written_bytes,
+      disk_read_bytes,
+      disk_write_errors,
+      disk_read_errors,
+      spill_state,
     })
   }
 }

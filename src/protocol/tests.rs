@@ -234,6 +234,7 @@ fn requests() -> Vec<Request> {
             subscription: Some("mail".to_owned()),
         }),
         Request::BrokerStats(wire::BrokerStatsT {}),
+        Request::Trim(wire::TrimT {}),
     ]
 }
 
@@ -361,6 +362,7 @@ fn answers() -> Vec<Answer> {
             refused: 3,
             reason: Some("queue_bytes_max".to_owned()),
         }),
+        Answer::Trimmed(wire::TrimmedT { released_bytes: 1, disk_allocated_bytes: 2 }),
     ]
 }
 

@@ -13,8 +13,8 @@ use crate::base::chunk_pool::{ChunkRef, ChunkWriter, SealedChunk};
 use crate::format::batch::BatchPrefix;
 use crate::format::{u16_at, u32_at};
 use crate::limits::{
-    BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_BYTES_MAX, CHUNK_HEADER_BYTES,
-    MESSAGE_BYTES_MAX, MIB, RECORD_HEADER_BYTES, SUBSCRIPTIONS_MAX,
+    BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_BYTES_MAX, CHUNK_HEADER_BYTES, MESSAGE_BYTES_MAX,
+    MIB, RECORD_HEADER_BYTES, SUBSCRIPTIONS_MAX,
 };
 use crate::queue::memory::{Account, Memory, MemoryFull};
 use crate::queue::skips::Skips;
@@ -347,12 +347,7 @@ impl Log {
     ///
     /// # Errors
     /// If they must be measured and the chunk is absent.
-    pub fn front_count(
-        &self,
-        run: &Run,
-        records_max: u32,
-        bytes_max: u64,
-    ) -> Result<u32, Absent> {
+    pub fn front_count(&self, run: &Run, records_max: u32, bytes_max: u64) -> Result<u32, Absent> {
         if run.large || (run.count <= records_max && run.bytes <= bytes_max) {
             return Ok(run.count);
         }
@@ -432,10 +427,8 @@ impl Log {
     pub fn done(&mut self, chunk: u64, count: u32) {
         let index = (chunk - self.front) as usize;
         let entry = self.chunks[index].as_mut().expect("messages keep their chunk");
-        entry.pending = entry
-            .pending
-            .checked_sub(count)
-            .expect("a message is done only once by each");
+        entry.pending =
+            entry.pending.checked_sub(count).expect("a message is done only once by each");
         if entry.pending > 0 {
             return;
         }

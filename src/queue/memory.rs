@@ -39,6 +39,19 @@ pub enum Account {
 
 const ACCOUNTS: usize = 7;
 
+impl Account {
+    /// All of them, with the names that figures have.
+    pub const ALL: [(Account, &'static str); ACCOUNTS] = [
+        (Account::Chunks, "chunks"),
+        (Account::Connections, "connections"),
+        (Account::Queues, "queues"),
+        (Account::Handles, "handles"),
+        (Account::InFlight, "in_flight"),
+        (Account::Mailboxes, "mailboxes"),
+        (Account::Moves, "moves"),
+    ];
+}
+
 /// There is no room in the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the memory limit of {limit_bytes} bytes leaves no room")]
@@ -361,6 +374,16 @@ impl Memory {
         let shape = self.pool.shape();
         self.budget.free_for_chunks() >= shape.slab_bytes as u64
             || self.pool.has_free(content_bytes + shape.header_bytes)
+    }
+
+    /// Bytes of chunks that are charged and free.
+    pub fn free_chunk_bytes(&self) -> usize {
+        self.pool.free_bytes()
+    }
+
+    /// Chunks that somebody writes or reads.
+    pub fn used_chunks(&self) -> usize {
+        self.pool.used_chunks()
     }
 
     /// Gives free slabs back to the system, all but `spare`.

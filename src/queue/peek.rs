@@ -42,7 +42,8 @@ impl Queue {
         let Some(known) = self.subscriptions.at(subscription) else { return Ok(Vec::new()) };
         let (mut runs, mut missing) = (Vec::new(), None);
         'all: for run in known.ready_runs(sequence.saturating_add(1), &self.log) {
-            let one = |run: &Run, nth| if run.large { Ok(*run) } else { self.log.part(run, nth, 1) };
+            let one =
+                |run: &Run, nth| if run.large { Ok(*run) } else { self.log.part(run, nth, 1) };
             let count = run.as_ref().map_or(1, |run| run.count);
             for nth in 0..count {
                 if runs.len() == count_max {

@@ -588,9 +588,11 @@ impl Queue {
                 "memory is full, and on disk is as much as disk_limit = {value} allows; consume, or \
                  raise disk_limit"
             ),
-            ErrorCode::DiskFull => "memory is full, and the file system has no space left for more; \
+            ErrorCode::DiskFull => {
+                "memory is full, and the file system has no space left for more; \
                                     consume, or make space"
-                .into(),
+                    .into()
+            }
             ErrorCode::DiskError => {
                 "memory is full, and the disk cannot be written; consume, or see to the disk".into()
             }

@@ -25,8 +25,6 @@ use std::ops::Range;
 
 /// So many chunks that are dirty no more are not worth a look.
 const STALE_FEW: usize = 64;
-/// Read-ahead that [`Queue::wants_refill`] has in mind.
-const LOOK_AHEAD: u32 = 1;
 
 /// A chunk to be written to disk.
 pub struct Victim {
@@ -44,6 +42,8 @@ pub struct Refill {
     pub place: Place,
     /// What its header must say.
     pub name: ChunkName,
+    /// Somebody can do nothing until it is there; else it is read ahead.
+    pub is_waited_for: bool,
 }
 
 /// What became of a chunk that could leave memory.
@@ -98,15 +98,23 @@ impl Queue {
         if self.log.spilled.absent_chunks == self.log.spilled.reading {
             return None;
         }
-        let chunk = self.log.next_want().or_else(|| self.next_ahead(ahead))?;
-        self.log.begin_read(chunk, self.number)
+        let want = self.log.next_want();
+        let is_waited_for = want.is_some();
+        let chunk = want.or_else(|| self.next_ahead(ahead))?;
+        let refill = self.log.begin_read(chunk, self.number)?;
+        Some(Refill { is_waited_for, ..refill })
     }
 
-    /// Whether something absent is needed, or will be soon.
-    pub fn wants_refill(&self) -> bool {
+    /// Whether something absent is needed, or stands ahead of a cursor `ahead` chunks far.
+    pub fn wants_refill(&self, ahead: u32) -> bool {
         let spilled = &self.log.spilled;
         spilled.absent_chunks > spilled.reading
-            && (!spilled.wants.is_empty() || self.next_ahead(LOOK_AHEAD).is_some())
+            && (!spilled.wants.is_empty() || self.next_ahead(ahead).is_some())
+    }
+
+    /// Whether a chunk is in memory and on disk.
+    pub fn is_clean(&self, chunk: u64) -> bool {
+        self.log.held(chunk).is_some_and(|entry| entry.reader.is_some() && entry.place.is_some())
     }
 
     /// Whether somebody had to wait for a chunk since this was asked.
@@ -155,7 +163,9 @@ impl Queue {
             count += subscription.lose(&lost, &mut parts);
             // One that has the front of a large message would wait for the rest for ever.
             for consumer in subscription.consumers_amid(&lost) {
-                let Some(owner) = subscription.consumer(consumer).map(|c| c.owner) else { continue };
+                let Some(owner) = subscription.consumer(consumer).map(|c| c.owner) else {
+                    continue;
+                };
                 parts.memory.budget.release(super::Account::Handles, super::CONSUMER_BYTES);
                 subscription.close_consumer(consumer, now, &mut parts);
                 closed.push((owner, ErrorCode::DiskError));
@@ -168,14 +178,19 @@ impl Queue {
     /// A clean chunk may leave memory, unless somebody waits for it, or it is one of the next `near`
     /// chunks of a cursor that goes on, the one where it stands included.
     pub fn evict(&mut self, chunk: u64, near: u32) -> Eviction {
-        match self.log.held(chunk) {
-            Some(entry) if entry.reader.is_some() && entry.place.is_some() => {}
-            _ => return Eviction::Gone,
+        if !self.is_clean(chunk) {
+            return Eviction::Gone;
         }
         if self.is_needed(chunk, near) {
             return Eviction::Needed;
         }
         Eviction::Evicted(self.log.evict(chunk))
+    }
+
+    /// As [`Queue::evict`], of a chunk that somebody will need but nobody waits for: one that another
+    /// waits for goes first where there is no room for both.
+    pub fn evict_unless_waited(&mut self, chunk: u64) -> Eviction {
+        self.evict(chunk, 0)
     }
 
     /// Messages in chunks that are absent.
@@ -197,7 +212,12 @@ impl Queue {
         let spilled = &self.log.spilled;
         spilled.wants.contains(&chunk)
             || spilled.pinned.is_some_and(|(first, end)| (first..end).contains(&chunk))
-            || self.each().any(|subscription| subscription.needs(chunk, near))
+            || self.each().any(|subscription| {
+                // At the end of a chunk that it is done with, it stands before the next one.
+                let at = self.log.settle(subscription.cursor);
+                at.is_some_and(|at| subscription.comes_to(chunk, at.chunk, near))
+                    || subscription.waits_for(chunk)
+            })
     }
 
     /// The absent chunk that stands nearest ahead of a cursor that goes on.
@@ -220,14 +240,17 @@ impl Subscription {
         self.ready > 0 && self.consumer_count() > 0
     }
 
-    /// Whether it waits for a chunk, or comes to it within `near` chunks.
-    fn needs(&self, chunk: u64, near: u32) -> bool {
-        let ahead = self.cursor.chunk..self.cursor.chunk + u64::from(near);
-        (near > 0
+    /// Whether it comes to a chunk within `near` chunks; its cursor stands in chunk `at`.
+    fn comes_to(&self, chunk: u64, at: u64, near: u32) -> bool {
+        let ahead = at..at + u64::from(near);
+        near > 0
             && self.reads_ahead()
-            && (ahead.contains(&chunk) || self.due.first_ready_chunk() == Some(chunk)))
-            || self.waits == Some(chunk)
-            || self.is_amid(chunk)
+            && (ahead.contains(&chunk) || self.due.first_ready_chunk() == Some(chunk))
+    }
+
+    /// Whether it can do nothing without a chunk.
+    fn waits_for(&self, chunk: u64) -> bool {
+        self.waits == Some(chunk) || self.is_amid(chunk)
     }
 
     /// Whether a consumer has got a large message up to a chunk.
@@ -257,9 +280,10 @@ impl Log {
     /// Asks for a chunk, if it is absent.
     #[cold]
     pub(super) fn want(&mut self, absent: Absent) {
-        if self.held(absent.chunk).is_some_and(|entry| {
-            entry.reader.is_none() && entry.travel == Travel::Nothing
-        }) {
+        if self
+            .held(absent.chunk)
+            .is_some_and(|entry| entry.reader.is_none() && entry.travel == Travel::Nothing)
+        {
             self.spilled.wants.insert(absent.chunk);
         }
     }
@@ -388,7 +412,7 @@ impl Log {
         entry.travel = Travel::Read;
         self.spilled.reading += 1;
         self.spilled.wants.remove(&chunk);
-        Some(Refill { chunk, place, name })
+        Some(Refill { chunk, place, name, is_waited_for: false })
     }
 
     fn handle_refill_put_off(&mut self, chunk: u64) {
@@ -446,8 +470,8 @@ impl Log {
             let sequence = entry.first_sequence - 1;
             return Some(sequence..sequence + 1);
         }
-        let range = sequences.start.max(entry.first_sequence)
-            ..sequences.end.min(entry.end_sequence());
+        let range =
+            sequences.start.max(entry.first_sequence)..sequences.end.min(entry.end_sequence());
         (!range.is_empty()).then_some(range)
     }
 

@@ -542,7 +542,8 @@ impl Subscription {
             if let Some(stop) = stop {
                 records_max = records_max.min((stop - self.cursor_sequence).min(1 << 31) as u32);
             }
-            let Some((mut run, mut next)) = parts.log.run_at(self.cursor, records_max, bytes_max)?
+            let Some((mut run, mut next)) =
+                parts.log.run_at(self.cursor, records_max, bytes_max)?
             else {
                 return Ok(None);
             };

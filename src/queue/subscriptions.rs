@@ -128,7 +128,8 @@ impl Queue {
             made.skips.add(from, to);
         }
         // What the other has ahead of its cursor is known without a look at the records.
-        let more = base.skips.iter().map(|(from, to)| sum_without(&self.log, at, from, to, &made.skips));
+        let more =
+            base.skips.iter().map(|(from, to)| sum_without(&self.log, at, from, to, &made.skips));
         let more: Result<u64, Absent> = more.sum();
         let bytes_ahead = base.bytes_ahead() + more.map_err(CreateSubscriptionError::Absent)?;
         // What is behind its cursor comes in portions of the runs that others hold.

@@ -68,7 +68,7 @@ impl TestDisk {
     pub fn refill(&mut self, queue: &mut Queue, memory: &mut Memory, ahead: u32) -> bool {
         let Some(refill) = queue.poll_refill(ahead) else { return false };
         let into = memory.take_refill_chunk(refill.place.image_bytes()).unwrap();
-        let Refill { chunk, place, name } = refill;
+        let Refill { chunk, place, name, .. } = refill;
         let planned = self.store.read(chunk, place, name, into);
         let PlannedRead { tag, offset, bytes, mut into } = planned;
         let (&slot, image) = self.file.range(..=offset).next_back().unwrap();
@@ -103,7 +103,8 @@ impl TestDisk {
     pub fn check(queue: &Queue) {
         let (log, spilled) = (&queue.log, &queue.log.spilled);
         let tail = log.writer.as_ref().map(|_| log.chunks.len() - 1);
-        let held = log.chunks.iter().enumerate().filter_map(|(nth, entry)| Some((nth, entry.as_ref()?)));
+        let held =
+            log.chunks.iter().enumerate().filter_map(|(nth, entry)| Some((nth, entry.as_ref()?)));
         let (mut dirty, mut absent, mut memory) = ((0, 0), (0, 0, 0), 0);
         for (nth, entry) in held {
             memory += entry.memory_bytes();
@@ -126,7 +127,7 @@ impl TestDisk {
     }
 
     /// What can leave memory at once does.
-    pub fn evict(&mut self, queue: &mut Queue) {
-        self.clean.retain(|&chunk| queue.evict(chunk, 0) == Eviction::Needed);
+    pub fn evict(&mut self, queue: &mut Queue, near: u32) {
+        self.clean.retain(|&chunk| queue.evict(chunk, near) == Eviction::Needed);
     }
 }

@@ -3,6 +3,8 @@
 //! [`run`] takes what must be had alone (data directory, address), starts the shards on threads of
 //! their own, says on standard output that it is ready, and returns when the broker has drained.
 
+pub mod admin;
+pub mod disk_limit;
 pub mod signals;
 mod threads;
 
@@ -10,19 +12,23 @@ use crate::config::{Config, ConfigError, LogLevel, Machine, Settings};
 use crate::io::affinity::{self, PinError};
 use crate::io::mio_net::MioNet;
 use crate::io::process::{self, DataDir, DataDirError};
+use crate::io::uring_disk::Refusal;
+use crate::server::admin::{Health, Phase, ShardLine, Watched};
+use crate::server::disk_limit::DiskLimitError;
 use crate::shard::ShardConfig;
-use crate::shard::mailbox;
+use crate::shard::mailbox::{self, Commands};
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use tracing::level_filters::LevelFilter;
 
-/// Files that are open beside connections: listener, poller, standard streams, data.
-/// Beside them a few that were just closed may linger.
+/// Files that are open beside connections: listener, poller, standard streams, data, and all of
+/// the admin address. Beside them a few that were just closed may linger.
 const FILES_BESIDE_CONNECTIONS: u64 = 64;
-/// Of each shard but the first: listener, poller, waker, spare, data.
-const FILES_PER_SHARD: u64 = 8;
+/// Of each shard but the first: listener, poller, waker, spare, ring and its event, data directory
+/// and file.
+const FILES_PER_SHARD: u64 = 12;
 
 /// Why the broker did not start, or ended. Each is one line.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +50,29 @@ pub enum ServeError {
         /// As the system says.
         error: std::io::Error,
     },
+    /// Somebody listens where health and metrics would be.
+    #[error("--admin: address in use: {0}; give another one, or --admin off")]
+    AdminInUse(SocketAddr),
+    /// That address cannot be listened on.
+    #[error("--admin: cannot listen on {address}: {error}")]
+    Admin {
+        /// Which.
+        address: SocketAddr,
+        /// As the system says.
+        error: std::io::Error,
+    },
+    /// Nobody knows how much may be spilled.
+    #[error(transparent)]
+    DiskLimit(#[from] DiskLimitError),
     /// A core is not there, or not for us.
     #[error(transparent)]
     Pin(#[from] PinError),
+    /// What memory has no room for would have nowhere to go.
+    #[error("cannot open a spill file in the data directory: {0}; --disk-limit 0 does without")]
+    SpillFile(std::io::Error),
+    /// The configuration insists on io_uring, and the system gives us none.
+    #[error("cannot start with disk_backend = io_uring: {0}")]
+    Disk(#[from] Refusal),
     /// The system refused a thread or the signals.
     #[error("cannot start: {0}")]
     Start(std::io::Error),
@@ -113,16 +139,38 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         _ => ServeError::Listen { address: config.listen, error },
     })?;
     let address = nets[0].address().map_err(ServeError::Start)?;
+    let admin = config.admin.map(admin::bind).transpose()?;
+    let disk_limit = disk_limit::resolve(data_dir.path(), config.disk_limit_bytes)?;
     let commands: Vec<_> = nets.iter().map(|_| mailbox::commands()).collect();
-    let told = commands.iter().map(Arc::clone).zip(nets.iter().map(MioNet::waker)).collect();
-    let signals = signals::watch(told).map_err(ServeError::Start)?;
+    let line = |(mailbox, net): (&Commands, &MioNet)| ShardLine {
+        mailbox: Arc::clone(mailbox),
+        waker: net.waker(),
+    };
+    let lines: Vec<_> = commands.iter().zip(&nets).map(line).collect();
+    let health = Arc::new(Health::default());
+    let signals = signals::watch(lines.clone(), Arc::clone(&health)).map_err(ServeError::Start)?;
     let mut config = config.clone();
+    config.disk_limit_bytes = Some(disk_limit.bytes);
+    config.spill_reserve_bytes = config.spill_reserve_bytes.min(disk_limit.bytes);
     config.connections_max = config.connections_max.min(connections_by_files(files, config.shards));
     log_start(&config, files);
+    let watched = Watched {
+        health: Arc::clone(&health),
+        shards: lines,
+        data_dir: data_dir.path().to_owned(),
+        token: config.token.clone(),
+        memory_limit_bytes: config.memory_limit_bytes,
+        disk_limit_bytes: disk_limit.bytes,
+    };
+    // Before the shards: it says that they are starting.
+    let admin = admin.map(|listener| admin::start(listener, watched));
+    let admin = admin.transpose().map_err(ServeError::Start)?;
     let threads = threads::start(&config, data_dir.path(), nets, &commands)?;
+    health.enter(Phase::Serving);
     say_ready(address);
     let outcome = threads.join();
     signals.end();
+    drop(admin);
     outcome
 }
 
@@ -138,6 +186,8 @@ fn shard_config(config: &Config, nth: usize) -> ShardConfig {
         hello_timeout_ms: ms(config.hello_timeout),
         frame_timeout_ms: ms(config.frame_timeout),
         stall_timeout_ms: ms(config.stall_timeout),
+        watermark_high: config.watermark_high,
+        watermark_low: config.watermark_low,
         busy_poll: config.busy_poll,
         ..ShardConfig::new(config.memory_limit_bytes)
     }
@@ -179,13 +229,13 @@ fn log_start(config: &Config, files: u64) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         sockets = "mio",
-        disk = "threads",
         memory_limit_bytes = config.memory_limit_bytes,
         cores = affinity::cores_usable(),
         shards = config.shards,
         pin = ?config.pin,
         connections_max = config.connections_max,
         open_files = files,
+        admin = %config.admin.map_or("off".to_owned(), |admin| admin.to_string()),
         data_dir = %config.data_dir.display(),
         "starting"
     );
@@ -194,5 +244,8 @@ fn log_start(config: &Config, files: u64) {
     }
     if config.insecure && !config.listen.ip().is_loopback() {
         tracing::warn!(listen = %config.listen, "anybody who reaches this address may come in");
+    }
+    if let Some(admin) = config.admin.filter(|admin| config.insecure && !admin.ip().is_loopback()) {
+        tracing::warn!(%admin, "anybody who reaches this address may read the metrics");
     }
 }

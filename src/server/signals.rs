@@ -1,10 +1,11 @@
 //! SIGTERM and SIGINT: the first drains the broker, the second ends the process at once, with
 //! exit code 128 and the signal's number, as a shell would show it.
 
-use crate::io::mio_net::NetWaker;
-use crate::shard::mailbox::{Command, Commands};
+use crate::server::admin::{Health, Phase, ShardLine};
+use crate::shard::mailbox::Command;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// The thread that waits for signals.
@@ -17,7 +18,7 @@ pub struct SignalThread {
 ///
 /// # Errors
 /// If the system refuses the signals or the thread.
-pub fn watch(shards: Vec<(Commands, NetWaker)>) -> std::io::Result<SignalThread> {
+pub fn watch(shards: Vec<ShardLine>, health: Arc<Health>) -> std::io::Result<SignalThread> {
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let handle = signals.handle();
     let thread = std::thread::Builder::new().name("signals".to_owned());
@@ -30,9 +31,10 @@ pub fn watch(shards: Vec<(Commands, NetWaker)>) -> std::io::Result<SignalThread>
             }
             draining = true;
             tracing::info!(signal, "draining");
-            for (commands, waker) in &shards {
-                // A full mailbox holds a drain already.
-                let _ = commands.push(Command::Drain);
+            health.enter(Phase::Draining);
+            for ShardLine { mailbox, waker } in &shards {
+                // There is room: one report waits there at most.
+                let _ = mailbox.push(Command::Drain);
                 waker.wake();
             }
         }

@@ -76,7 +76,7 @@ impl Core {
             Request::QueuePurge(body) => self.purge_queue(&body),
             Request::QueueList(body) => self.list_queues(&body),
             Request::QueueDescribe(body) => self.describe_queue(&body.name),
-            Request::QueuePeek(body) => self.peek_queue(&body),
+            Request::QueuePeek(body) => self.peek_queue(key, header, body),
             Request::BrokerStats(_) => Ok(Some(self.stats_answer())),
             Request::SubscriptionCreate(body) => self.create_subscription(&body),
             Request::SubscriptionUpdate(body) => self.update_subscription(&body),
@@ -84,6 +84,7 @@ impl Core {
             Request::SubscriptionList(body) => self.list_subscriptions(&body.queue),
             Request::SubscriptionDescribe(body) => self.describe_subscription(&body),
             Request::Redrive(body) => self.redrive(key, header, &body),
+            Request::Trim(_) => self.trim(key, header),
         };
         match answer {
             Ok(Some(answer)) => self.answer(key, header, &answer),

@@ -6,7 +6,9 @@ use crate::base::deadlines::Deadlines;
 use crate::base::slot_map::{Key, SlotMap};
 use crate::base::time::{Mono, Now};
 use crate::io::Socket;
-use crate::limits::{FRAME_HEADER_BYTES, HANDLES_MAX, UNSENT_BYTES_MAX, UNSENT_BYTES_SOFT};
+use crate::limits::{
+    FRAME_HEADER_BYTES, HANDLES_MAX, READ_AHEAD_CHUNKS_MIN, UNSENT_BYTES_MAX, UNSENT_BYTES_SOFT,
+};
 use crate::protocol::control::Answer;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::{self, FrameHeader, Opcode};
@@ -21,8 +23,11 @@ use crate::shard::moves::Move;
 use crate::shard::outbound::{Flushed, Outbound};
 use crate::shard::post::Post;
 use crate::shard::redrive::Redrive;
+use crate::shard::report::Reporting;
 use crate::shard::router::Route;
+use crate::shard::spill::Spill;
 use crate::shard::timers::Timer;
+use crate::shard::waiting::Waiting;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
@@ -50,12 +55,29 @@ pub(super) struct QueueSlot {
     pub short_of_memory: bool,
     /// When it stands in `queue_deadlines`.
     pub armed_at: Option<Mono>,
+    /// Where it stands among those that could give something to the disk; 0 for nowhere.
+    pub spill_rank: u8,
+    pub tail_rank: u8,
+    /// Waits for its turn to read from disk.
+    pub refilling: bool,
+    /// Chunks that it reads ahead.
+    pub read_ahead: u32,
 }
 
 impl QueueSlot {
     /// Of a queue just made.
     pub fn new(queue: Queue) -> Self {
-        QueueSlot { queue, active: false, blocked: false, short_of_memory: false, armed_at: None }
+        QueueSlot {
+            queue,
+            active: false,
+            blocked: false,
+            short_of_memory: false,
+            armed_at: None,
+            spill_rank: 0,
+            tail_rank: 0,
+            refilling: false,
+            read_ahead: READ_AHEAD_CHUNKS_MIN,
+        }
     }
 }
 
@@ -74,6 +96,10 @@ pub(super) struct Core {
     pub queues_made: u64,
     /// Redrives, in the order in which they were asked for; the first is being carried out.
     pub redrives: VecDeque<Redrive>,
+    /// What goes to disk and comes back.
+    pub spill: Spill,
+    /// Requests that wait for it.
+    pub waiting: Waiting,
     /// Messages on their way to queues of other shards that found no room; each is charged.
     pub parked_moves: VecDeque<(usize, Box<Move>)>,
     pub stats: ShardStats,
@@ -107,6 +133,8 @@ pub(super) struct Core {
     pub leaving: Vec<(Key, usize)>,
     /// Connections of which another shard is to be told what was sent.
     pub reports: Vec<Key>,
+    /// Figures that another thread asked for.
+    pub report: Option<Reporting>,
 }
 
 /// How long a closing connection may take to read its last frames and go.
@@ -126,8 +154,11 @@ impl Core {
         let memory = Memory::new(budget, ChunkPool::new(config.pool.clone(), slabs));
         let mut deadlines = Deadlines::default();
         deadlines.arm(now.mono.plus_ms(SHRINK_MS), Timer::Shrink);
+        let spill = Spill::new(&config);
         Core {
             config,
+            spill,
+            waiting: Waiting::default(),
             connections: SlotMap::default(),
             queues: SlotMap::default(),
             names: BTreeMap::new(),
@@ -156,6 +187,7 @@ impl Core {
             parked: Vec::new(),
             leaving: Vec::new(),
             reports: Vec::new(),
+            report: None,
         }
     }
 
@@ -182,6 +214,7 @@ impl Core {
             || !self.flush_list.is_empty()
             || !self.to_close.is_empty()
             || self.unblocking
+            || self.report.is_some()
             || self.can_redrive()
     }
 

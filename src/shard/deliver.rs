@@ -87,6 +87,7 @@ impl Core {
             self.short_of_memory.push(key);
         }
         self.arm_queue(key);
+        self.note_wants(key);
         true
     }
 
@@ -162,9 +163,9 @@ impl Core {
 pub(super) fn blocked_reason(block: Block) -> String {
     match block.code {
         ErrorCode::MemoryLimit => "the broker's memory limit leaves no room",
-        ErrorCode::DiskLimit => "memory is full, and on disk is as much as disk_limit allows",
-        ErrorCode::DiskFull => "memory is full, and the file system has no space left for more",
-        ErrorCode::DiskError => "memory is full, and the disk cannot be written",
+        ErrorCode::DiskLimit => "memory is full, and the spill files are at disk_limit",
+        ErrorCode::DiskFull => "memory is full, and the file system has no space to spill to",
+        ErrorCode::DiskError => "memory is full, and the disk fails to write what is spilled",
         ErrorCode::QueueBytesMax => "the queue is at bytes_max",
         _ => "the queue is at messages_max",
     }

@@ -10,6 +10,7 @@ use crate::queue::subscription::Subscription;
 use crate::shard::core::Core;
 use crate::shard::deliver::blocked_reason;
 use crate::shard::options::{Refused, wire_queue_options, wire_subscription_options};
+use crate::shard::spill::state_text;
 use std::ops::Bound;
 
 impl Core {
@@ -88,12 +89,16 @@ impl Core {
             crossed_bytes: self.post.as_ref().map_or(0, |post| post.crossed_bytes),
             ..wire::StatsT::default()
         };
+        self.add_disk_stats(&mut stats);
         for (_, slot) in self.queues.iter() {
             let queue = &slot.queue;
             counters.add(queue.counters());
             stats.ready += queue.ready();
             stats.in_flight += queue.in_flight();
             stats.delayed += queue.delayed();
+            stats.spilled_messages += queue.spilled_messages();
+            stats.spilled_bytes += queue.spilled_bytes();
+            stats.refilling += queue.refilling() as u64;
             stats.dead_lettering += queue.dead_lettering();
             stats.subscriptions += queue.subscription_count() as u32;
             stats.producers += queue.producer_count() as u32;
@@ -102,6 +107,22 @@ impl Core {
         }
         stats.counters = Some(Box::new(wire_counters(&counters)));
         Answer::Stats(stats)
+    }
+
+    fn add_disk_stats(&self, stats: &mut wire::StatsT) {
+        let disk = self.spill.stats();
+        stats.chunks_in_memory = self.memory.used_chunks() as u64;
+        stats.disk_limit_bytes = self.spill.disk_limit_bytes();
+        stats.disk_allocated_bytes = disk.allocated_bytes;
+        stats.disk_used_bytes = u64::from(disk.slots_used) * disk.slot_bytes;
+        stats.disk_free_bytes = self.spill.free_bytes();
+        stats.disk_writes = self.spill.writes;
+        stats.disk_reads = self.spill.reads;
+        stats.disk_written_bytes = disk.written_bytes;
+        stats.disk_read_bytes = disk.read_bytes;
+        stats.disk_write_errors = disk.write_errors;
+        stats.disk_read_errors = disk.read_errors;
+        stats.spill_state = Some(state_text(self.spill.state()));
     }
 
     fn queue_description(&self, queue: &Queue) -> wire::QueueDescriptionT {
@@ -114,7 +135,7 @@ impl Core {
             delayed: queue.delayed(),
             bytes: queue.bytes(),
             memory_bytes: queue.memory_bytes(),
-            spilled_bytes: 0,
+            spilled_bytes: queue.spilled_bytes(),
             counters: Box::new(wire_counters(queue.counters())),
             producers: queue.producer_count() as u32,
             consumers: queue.consumer_count() as u32,
@@ -126,6 +147,8 @@ impl Core {
             next_sequence,
             dead_lettering: queue.dead_lettering(),
             subscriptions: queue.subscription_count() as u32,
+            spilled_messages: queue.spilled_messages(),
+            refilling: queue.refilling() as u32,
         }
     }
 }
@@ -161,6 +184,7 @@ fn subscription_description(
         dead_letter_reason: subscription.dead_letter_reason().map(str::to_owned),
         created_wall_us: subscription.created().0,
         cursor_sequence: subscription.cursor_sequence(),
+        lost: counters.lost_damaged,
     }
 }
 

@@ -97,8 +97,8 @@ impl Core {
             return self.unknown_handle(key, header);
         };
         let Some(slot) = self.queues.at_mut(queue) else { return };
-        let refusal =
-            slot.queue.refuse_unread(producer, front, header.payload_bytes, &self.memory);
+        let bytes = header.payload_bytes;
+        let refusal = slot.queue.refuse_unread(producer, front, bytes, &self.memory);
         if slot.queue.note_confirm_listed(producer) {
             self.to_confirm.push((queue, producer));
         }
@@ -124,6 +124,7 @@ impl Core {
         }
         let published = slot.queue.publish(producer, payload, self.now.wall, &mut self.memory);
         activate(&mut self.active, slot, queue);
+        self.spill.note(queue, slot, false);
         if slot.queue.note_confirm_listed(producer) {
             self.to_confirm.push((queue, producer));
         }

@@ -14,6 +14,7 @@ enum Sum {
     Ranges { done: AckDone, fault: Option<(u32, Vec<u8>)> },
     Listing { count_max: usize, listing: wire::QueueListingT },
     Stats(Box<wire::StatsT>),
+    Trimmed(wire::TrimmedT),
 }
 
 /// An answer that waits for its parts.
@@ -40,6 +41,7 @@ impl Gather {
                 listing: wire::QueueListingT::default(),
             },
             Request::BrokerStats(_) => Sum::Stats(Box::default()),
+            Request::Trim(_) => Sum::Trimmed(wire::TrimmedT::default()),
             _ => return None,
         };
         let waiting = u32::MAX >> (u32::BITS - shards);
@@ -61,6 +63,7 @@ impl Gather {
             Sum::Ranges { .. } => matches!(opcode, Opcode::AckDone | Opcode::Error),
             Sum::Listing { .. } => opcode == Opcode::QueueListing,
             Sum::Stats(_) => opcode == Opcode::Stats,
+            Sum::Trimmed(_) => opcode == Opcode::Trimmed,
         };
         fits && self.correlation == correlation && self.waiting & 1 << shard != 0
     }
@@ -88,6 +91,12 @@ impl Gather {
                     add_stats(stats, part);
                 }
             }
+            Sum::Trimmed(sum) => {
+                if let Ok(Answer::Trimmed(part)) = Answer::decode(opcode, payload) {
+                    sum.released_bytes += part.released_bytes;
+                    sum.disk_allocated_bytes += part.disk_allocated_bytes;
+                }
+            }
         }
     }
 
@@ -106,6 +115,10 @@ impl Gather {
             }
             Sum::Stats(stats) => {
                 let answer = Answer::Stats(*stats);
+                (answer.opcode(), self.handle, answer.encode())
+            }
+            Sum::Trimmed(sum) => {
+                let answer = Answer::Trimmed(sum);
                 (answer.opcode(), self.handle, answer.encode())
             }
         }
@@ -139,6 +152,21 @@ fn add_stats(sum: &mut wire::StatsT, part: wire::StatsT) {
     sum.subscriptions += part.subscriptions;
     sum.dead_lettering += part.dead_lettering;
     sum.crossed_bytes += part.crossed_bytes;
+    sum.chunks_in_memory += part.chunks_in_memory;
+    sum.spilled_messages += part.spilled_messages;
+    sum.spilled_bytes += part.spilled_bytes;
+    sum.refilling += part.refilling;
+    sum.disk_limit_bytes = part.disk_limit_bytes;
+    sum.disk_allocated_bytes += part.disk_allocated_bytes;
+    sum.disk_used_bytes += part.disk_used_bytes;
+    sum.disk_free_bytes = part.disk_free_bytes;
+    sum.disk_writes += part.disk_writes;
+    sum.disk_reads += part.disk_reads;
+    sum.disk_written_bytes += part.disk_written_bytes;
+    sum.disk_read_bytes += part.disk_read_bytes;
+    sum.disk_write_errors += part.disk_write_errors;
+    sum.disk_read_errors += part.disk_read_errors;
+    sum.spill_state = worse_state(sum.spill_state.take(), part.spill_state);
     let counters = sum.counters.get_or_insert_default();
     let part = part.counters.unwrap_or_default();
     counters.published += part.published;
@@ -159,6 +187,18 @@ fn add_stats(sum: &mut wire::StatsT, part: wire::StatsT) {
     counters.lost_damaged += part.lost_damaged;
     counters.moved_in += part.moved_in;
     counters.redriven += part.redriven;
+}
+
+/// Of two shards' spill states the one that an operator has to know of.
+fn worse_state(one: Option<String>, other: Option<String>) -> Option<String> {
+    let rank = |state: &Option<String>| match state.as_deref() {
+        Some(text) if text.starts_with("failing") => 4,
+        Some(text) if text.starts_with("full") => 3,
+        Some("ready") => 2,
+        Some(_) => 1,
+        None => 0,
+    };
+    if rank(&other) > rank(&one) { other } else { one }
 }
 
 impl Core {

@@ -3,7 +3,8 @@
 //!
 //! One [`Shard::tick`] is one pass, in this order: poll (the thread's one blocking point), disk
 //! completions, accept, reads with decode and dispatch, commands, deadlines, deliveries by credit,
-//! confirms, one gathered write per connection. Consumers are written before producers: a message
+//! confirms, the plan of what goes to disk and comes back, one submit of it, one gathered write per
+//! connection. Consumers are written before producers: a message
 //! is on its way before its confirm is.
 
 pub mod connection;
@@ -21,11 +22,15 @@ pub mod outbound;
 pub mod post;
 mod queues;
 mod redrive;
+mod refill;
 mod remote;
+pub mod report;
 pub mod router;
 mod settle;
+mod spill;
 mod subscriptions;
 mod timers;
+mod waiting;
 
 #[cfg(test)]
 mod tests;
@@ -41,6 +46,7 @@ use crate::queue::Queue;
 use crate::queue::memory::Budget;
 use crate::shard::connection::Place;
 use crate::shard::core::Core;
+use crate::storage::spill::{DiskBudget, SpillShape};
 use mailbox::{Command, Commands};
 use post::{Office, Post};
 use remote::Session;
@@ -68,6 +74,10 @@ pub struct ShardConfig {
     pub token: Option<String>,
     /// From SIGTERM to the end at the latest.
     pub drain_timeout_ms: u64,
+    /// Over so many percent of the memory for messages they are written to disk,
+    pub watermark_high: u32,
+    /// and until it is under so many.
+    pub watermark_low: u32,
     /// Chunk sizes.
     pub pool: PoolShape,
     /// Bytes that one read takes at most.
@@ -98,6 +108,8 @@ impl ShardConfig {
             connections_max: u32::MAX,
             token: None,
             drain_timeout_ms: 5000,
+            watermark_high: 70,
+            watermark_low: 60,
             pool: PoolShape {
                 slab_bytes: limits::SLAB_BYTES,
                 class_bytes: limits::CHUNK_CLASS_BYTES.to_vec(),
@@ -204,6 +216,22 @@ impl<W: World> Shard<W> {
         self.adoptions = Some(adoptions);
     }
 
+    /// Lets it write messages to disk, to the file `spill-N.dat` with its number; before the first
+    /// tick. All shards share the budget.
+    ///
+    /// # Errors
+    /// If the file cannot be opened.
+    pub fn open_spill(
+        &mut self,
+        shape: SpillShape,
+        budget: Arc<DiskBudget>,
+    ) -> std::io::Result<()> {
+        let file = self.disk.open(&format!("spill-{}.dat", self.core.config.shard))?;
+        let warm_bytes = self.disk.file_bytes(file)?;
+        self.core.open_spill(file, SpillShape { warm_bytes, ..shape }, budget);
+        Ok(())
+    }
+
     /// One pass. Blocks only in [`Net::poll`], and there not while anything is left to do.
     ///
     /// # Errors
@@ -212,23 +240,23 @@ impl<W: World> Shard<W> {
         self.net.poll(self.wait, &mut self.events)?;
         let now = self.clock.now();
         self.core.begin_tick(now);
+        self.commands.note_tick(self.core.stats.ticks);
+        self.commands.note_spill(self.core.spill_health());
         self.sort_events();
         self.complete_disk();
         self.exchange(now);
         self.accept(now);
         self.read(now);
         self.hand_over();
-        while let Some(Command::Drain) = self.commands.pop() {
-            self.net.stop_listening();
-            self.core.drain(now);
-        }
+        self.obey(now);
         self.core.handle_deadlines(now);
         self.core.deliver(now);
         self.core.unblock();
         self.core.confirm();
+        self.spill();
         self.flush(now);
-        self.disk.flush();
         self.core.send_mail();
+        self.core.go_on_with_report();
         if self.core.is_drained(now) {
             return Ok(self.stop());
         }
@@ -349,6 +377,19 @@ impl<W: World> Shard<W> {
         }
     }
 
+    /// What other threads have ordered.
+    fn obey(&mut self, now: Now) {
+        while let Some(command) = self.commands.pop() {
+            match command {
+                Command::Drain => {
+                    self.net.stop_listening();
+                    self.core.drain(now);
+                }
+                Command::Report(order) => self.core.begin_report(order),
+            }
+        }
+    }
+
     fn sort_events(&mut self) {
         for event in self.events.drain(..) {
             match event {
@@ -368,11 +409,24 @@ impl<W: World> Shard<W> {
         }
     }
 
-    /// Nothing of the broker writes to disk yet but what the simulator and the tests ask.
     fn complete_disk(&mut self) {
         while let Some(completion) = self.disk.poll_completion() {
-            drop(completion);
+            self.core.handle_disk(completion);
         }
+    }
+
+    /// What goes to disk and what comes back is planned and handed to the system, all at once.
+    fn spill(&mut self) {
+        self.core.plan_spill();
+        self.core.plan_refill();
+        let disk = &mut self.disk;
+        while let Some(request) = self.core.poll_disk_request(|| disk.free_bytes()) {
+            if let Err(request) = disk.submit(request) {
+                self.core.return_disk_request(request);
+                break;
+            }
+        }
+        disk.flush();
     }
 
     fn accept(&mut self, now: Now) {

@@ -4,6 +4,7 @@ use crate::base::slot_map::Key;
 use crate::limits::{ANSWER_PAYLOAD_BYTES_MAX, PEEK_COUNT_MAX, PEEK_SKIP_MAX, SUBSCRIPTIONS_MAX};
 use crate::protocol::control::Answer;
 use crate::protocol::error::ErrorCode;
+use crate::protocol::frame::FrameHeader;
 use crate::protocol::wire;
 use crate::queue::Queue;
 use crate::queue::policy::{QueueOptions, Start, SubscriptionOptions, is_name};
@@ -60,7 +61,8 @@ impl Core {
         let seed = self.now.wall.0 ^ self.queues_made << 48;
         let (bounds, created) = (self.config.bounds, self.now.wall);
         let number = self.queues_made;
-        let queue = Queue::new(name, options, bounds, number, created, seed, &mut self.memory);
+        let memory = &mut self.memory;
+        let queue = Queue::new(name, options, bounds, number, created, seed, memory);
         let mut queue =
             queue.map_err(|full| Refused::new(ErrorCode::MemoryLimit, full.to_string()))?;
         for subscription in subscriptions {
@@ -98,6 +100,7 @@ impl Core {
         self.names.remove(body.name.as_str());
         let Some(slot) = self.queues.remove(key) else { return Ok(None) };
         self.disarm_queue(key, &slot);
+        self.spill.forget(key, &slot);
         let producers = slot.queue.producers().map(|(_, producer)| producer.owner);
         let owners: Vec<_> = producers.chain(slot.queue.consumer_owners()).collect();
         self.deleted.add(slot.queue.counters());
@@ -122,7 +125,20 @@ impl Core {
         Ok(Some(Answer::QueueRemoved(wire::QueueRemovedT { messages, bytes })))
     }
 
-    pub fn peek_queue(&mut self, body: &wire::QueuePeekT) -> Result<Option<Answer>, Refused> {
+    pub fn peek_queue(
+        &mut self,
+        connection: Key,
+        header: &FrameHeader,
+        body: wire::QueuePeekT,
+    ) -> Result<Option<Answer>, Refused> {
+        match self.try_peek(&body)? {
+            Some(answer) => Ok(Some(answer)),
+            None => self.wait_with_peek(connection, header, body),
+        }
+    }
+
+    /// A look at messages; `None` if it needs what is on disk, which then is asked for.
+    pub(super) fn try_peek(&mut self, body: &wire::QueuePeekT) -> Result<Option<Answer>, Refused> {
         let key = self.find_queue(&body.name)?;
         if body.skip > PEEK_SKIP_MAX {
             let text = format!("a peek may pass over {PEEK_SKIP_MAX} messages");
@@ -135,9 +151,7 @@ impl Core {
         let count_max = body.count_max.clamp(1, PEEK_COUNT_MAX) as usize;
         let bytes_max = ANSWER_PAYLOAD_BYTES_MAX / 2;
         let peeked = slot.queue.peek(subscription, body.skip, count_max, bytes_max);
-        let (peeked, more) = peeked.map_err(|absent| {
-            Refused::new(ErrorCode::MemoryLimit, format!("{absent}; ask again"))
-        })?;
+        let Ok((peeked, more)) = peeked else { return Ok(None) };
         let messages = peeked
             .into_iter()
             .map(|message| wire::PeekedMessageT {

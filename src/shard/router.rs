@@ -67,7 +67,7 @@ pub(super) fn way(opcode: Opcode) -> Way {
         | O::SubscriptionList
         | O::SubscriptionDescribe
         | O::Redrive => Way::Name { opens: false },
-        O::QueueList | O::BrokerStats => Way::Everywhere,
+        O::QueueList | O::BrokerStats | O::Trim => Way::Everywhere,
         O::Hello | O::Ping | O::Pong => Way::Here,
         // What only a broker says.
         O::HelloOk
@@ -91,7 +91,8 @@ pub(super) fn way(opcode: Opcode) -> Way {
         | O::Stats
         | O::SubscriptionListing
         | O::SubscriptionDescription
-        | O::Redriven => Way::Here,
+        | O::Redriven
+        | O::Trimmed => Way::Here,
     }
 }
 
@@ -113,7 +114,7 @@ fn queue_named(opcode: Opcode, payload: &[u8]) -> Option<String> {
         Request::SubscriptionList(body) => body.queue,
         Request::SubscriptionDescribe(body) => body.queue,
         Request::Redrive(body) => body.queue,
-        Request::QueueList(_) | Request::BrokerStats(_) => return None,
+        Request::QueueList(_) | Request::BrokerStats(_) | Request::Trim(_) => return None,
     };
     is_name(&name).then_some(name)
 }

@@ -8,7 +8,9 @@ mod large;
 mod leases;
 mod limits_hold;
 mod options;
+mod report;
 mod shards;
+mod spill;
 mod subscriptions;
 mod verbs;
 

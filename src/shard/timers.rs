@@ -19,6 +19,8 @@ pub(super) enum Timer {
     Drain,
     /// Try again to move connections.
     Move,
+    /// Look whether a request has waited for the disk for too long.
+    Waiting,
     /// Give free memory back.
     Shrink,
 }
@@ -32,7 +34,8 @@ impl Core {
     /// Time until the next deadline, `None` if there is none.
     pub fn next_deadline(&self) -> Option<Duration> {
         let queues = self.queue_deadlines.first().map(|&(at, _)| at);
-        let next = self.deadlines.next().into_iter().chain(queues).min();
+        let all = self.deadlines.next().into_iter().chain(queues);
+        let next = all.chain(self.spill.next_deadline()).min();
         next.map(|at| at.after(self.now.mono))
     }
 
@@ -79,6 +82,7 @@ impl Core {
         for _ in 0..TIMERS_PER_TICK_MAX {
             let Some(timer) = self.deadlines.poll(now.mono) else { return };
             match timer {
+                Timer::Waiting => self.end_waiting(),
                 Timer::Connection(key) => self.check_connection(key, now.mono),
                 Timer::Shrink => {
                     self.shrink();

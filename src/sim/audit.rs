@@ -122,8 +122,10 @@ impl Model {
         let Some((_, subscription)) = shelf.key.and_then(find) else { return Ok(()) };
         let name = format!("{}/{}", ledger.name, subscription.name());
         let counters = subscription.counters();
-        let explained =
-            counters.purged + counters.dropped + counters.dead_lettered + counters.redriven
+        let explained = counters.purged
+            + counters.dropped
+            + counters.dead_lettered
+            + counters.redriven
             + counters.lost_damaged;
         let mut seen: BTreeMap<Identity, (u32, u32)> = BTreeMap::new();
         let (mut lost, mut done, mut acked) = (0, 0, 0);

@@ -1,39 +1,42 @@
-//! The disk's actor: chunks go out through `storage::chunk_file` and come back, and each must be
-//! what it was or be known to be damaged; what was synced survives every crash.
+//! The disk's actor: chunks go out through `storage::spill` and come back, and each must be what it
+//! was or be known to be damaged; what was synced survives every crash.
 
-use crate::base::chunk_pool::{ChunkPool, ChunkWriter, HeapSlabs, PoolShape};
-use crate::format::batch::BatchBuilder;
-use crate::format::chunk::ChunkHeader;
+use crate::base::chunk_pool::{ChunkPool, ChunkWriter, HeapSlabs, PoolShape, SealedChunk};
+use crate::format::batch::{BatchBuilder, BatchHeader, BatchPrefix};
+use crate::format::chunk::{self, ChunkName};
 use crate::io::{Disk, DiskCompletion, DiskRequest, FileId};
-use crate::limits::{CHUNK_HEADER_BYTES, KIB};
+use crate::limits::{BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, KIB};
 use crate::sim::Checked;
 use crate::sim::disk::SimDisk;
 use crate::sim::trace::Cover;
 use crate::sim::world::Universe;
-use crate::storage::chunk_file::{ChunkFile, Place, ReadError, WriteError, seal};
+use crate::storage::slots::Place;
+use crate::storage::spill::{
+    DiskBudget, PlannedRead, ReadError, Refilled, SpillShape, SpillStore, StoreRequest, Written,
+};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 const SLOT_BYTES: usize = 16 * KIB;
+const EXTENT_SLOTS: u32 = 2;
 const SLOTS_MAX: u32 = 24;
+
+/// What was written of a chunk.
+struct Original {
+    name: ChunkName,
+    bytes: Vec<u8>,
+    offset: u64,
+}
 
 /// A chunk that is on disk.
 struct Stored {
     place: Place,
-    offset: u64,
-    bytes: Vec<u8>,
-    /// A bit of its slot was turned, somewhere.
+    original: Original,
+    /// A bit of it was turned, somewhere.
     rotten: bool,
     synced: bool,
     reading: bool,
-}
-
-enum UnderWay {
-    /// With its place in the file.
-    Write(ChunkHeader, u64, Vec<u8>),
-    /// Index of the stored chunk.
-    Read(u64),
-    Sync(Vec<u64>),
 }
 
 /// See the module.
@@ -42,16 +45,19 @@ pub struct Spill {
     pool: ChunkPool,
     disk: SimDisk,
     id: FileId,
-    file: ChunkFile,
+    store: SpillStore<u64>,
     stored: BTreeMap<u64, Stored>,
-    under_way: BTreeMap<u64, UnderWay>,
+    /// By ordinal of the chunk.
+    writing: BTreeMap<u64, Original>,
+    /// What the sync under way covers.
+    syncing: Option<Vec<u64>>,
+    /// The disk did not take them yet.
+    waiting: Vec<DiskRequest>,
+    under_way: usize,
     next_chunk: u64,
     /// After a crash: all that is left is read before anything is written.
     recovering: bool,
 }
-
-/// Tags of syncs, apart from those of the chunk file.
-const SYNC_TAG: u64 = 1 << 32;
 
 impl Spill {
     /// An empty file on a disk of its own.
@@ -69,11 +75,14 @@ impl Spill {
         Spill {
             universe: Rc::clone(universe),
             pool: ChunkPool::new(shape, Rc::new(HeapSlabs)),
+            store: store(&disk, id),
             disk,
             id,
-            file: ChunkFile::new(SLOT_BYTES, SLOTS_MAX),
             stored: BTreeMap::new(),
-            under_way: BTreeMap::new(),
+            writing: BTreeMap::new(),
+            syncing: None,
+            waiting: Vec::new(),
+            under_way: 0,
             next_chunk: 1,
             recovering: false,
         }
@@ -85,37 +94,59 @@ impl Spill {
     /// If a chunk came back as another, or a whole one is said to be damaged.
     pub fn act(&mut self) -> Checked {
         while let Some(completion) = self.disk.poll_completion() {
+            self.under_way -= 1;
             self.complete(completion)?;
         }
         let universe = Rc::clone(&self.universe);
-        if universe.healed() {
-            // What is under way comes to its end, and nothing is begun.
-            return Ok(());
+        // Once all is healed, what is under way comes to its end, and nothing is begun.
+        if !universe.healed() {
+            self.begin_something(&universe);
         }
-        let outcome = self.begin_something(&universe);
+        for request in std::mem::take(&mut self.waiting) {
+            self.submit(request);
+        }
         self.disk.flush();
-        outcome
+        Ok(())
     }
 
-    fn begin_something(&mut self, universe: &Universe) -> Checked {
+    fn begin_something(&mut self, universe: &Universe) {
         if self.recovering {
             return self.recover();
         }
         match universe.range(0, 99) {
             0..30 => self.write(),
             30..60 => self.read_any(),
-            60..75 => self.sync(),
-            75..90 => self.release(),
+            60..72 => self.sync(),
+            72..87 => self.release(),
+            87..90 if universe.chance(100) => drop(self.store.trim()),
             90..95 if universe.fault(300) => self.rot(),
             95 if universe.fault(200) => self.crash(),
             _ => {}
         }
-        Ok(())
+        let free_bytes = self.disk.free_bytes();
+        while let Some(request) = self.store.poll_request(self.universe.mono(), free_bytes) {
+            let file = self.id;
+            self.submit(match request {
+                StoreRequest::Allocate { tag, offset, bytes } => {
+                    DiskRequest::Allocate { tag, file, offset, bytes }
+                }
+                StoreRequest::Release { tag, offset, bytes } => {
+                    DiskRequest::Release { tag, file, offset, bytes }
+                }
+            });
+        }
     }
 
     /// Whether nothing is under way.
     pub fn is_settled(&self) -> bool {
-        self.under_way.is_empty()
+        self.under_way == 0 && self.waiting.is_empty()
+    }
+
+    fn submit(&mut self, request: DiskRequest) {
+        match self.disk.submit(request) {
+            Ok(()) => self.under_way += 1,
+            Err(request) => self.waiting.push(request),
+        }
     }
 
     fn take_chunk(&self) -> ChunkWriter {
@@ -127,51 +158,60 @@ impl Spill {
         }
     }
 
-    fn write(&mut self) {
+    /// A chunk of a few messages, at most so many bytes.
+    fn fill(&mut self, bytes_max: usize) -> (ChunkName, SealedChunk) {
         let mut writer = self.take_chunk();
         let mut builder = BatchBuilder::default();
-        let (first_sequence, mut end_sequence, mut batch_count) = (self.next_chunk * 1000, 0, 0);
+        let first_sequence = self.next_chunk * 1000;
+        let mut end_sequence = first_sequence;
         for _ in 0..1 + self.universe.skewed(8) {
             builder.clear();
             let body: Vec<u8> =
                 (0..self.universe.skewed(2000)).map(|_| self.universe.bits() as u8).collect();
             builder.push(0, &[], &body);
-            let wire = builder.finish(0, 7, 1 + end_sequence);
-            if writer.room_bytes() < wire.len() {
+            let wire = builder.finish(0, 7, end_sequence);
+            if writer.filled_bytes() + BATCH_PREFIX_BYTES + wire.len() > bytes_max {
                 break;
             }
-            writer.append(&[wire]);
-            (end_sequence, batch_count) = (end_sequence + 1, batch_count + 1);
+            let accepted_us = self.universe.wall_us();
+            let prefix = BatchPrefix { base_sequence: end_sequence, accepted_us };
+            writer.append(&[&prefix.encode(), wire]);
+            end_sequence += 1;
         }
-        let header = ChunkHeader {
-            used_bytes: 0,
-            queue: self.universe.range(1, 3),
-            first_sequence,
-            end_sequence: first_sequence + end_sequence,
-            batch_count,
-            chunk: self.next_chunk,
-        };
+        let (queue, chunk) = (self.universe.range(1, 3), self.next_chunk);
         self.next_chunk += 1;
-        let (chunk, header) = seal(writer, header);
-        let bytes = chunk.image()[..header.used_bytes as usize].to_vec();
-        let Ok(planned) = self.file.write(chunk, header) else { return };
-        let (file, tag, offset) = (self.id, planned.tag, planned.offset);
-        let request = DiskRequest::Write { tag, file, offset, chunks: vec![planned.chunk] };
-        match self.disk.submit(request) {
-            Ok(()) => {
-                self.under_way.insert(tag, UnderWay::Write(header, offset, bytes));
-            }
-            // Too many under way: as if the device had said that it is full.
-            Err(_) => {
-                let full = Err(std::io::ErrorKind::StorageFull);
-                let refused = self.file.handle_written(tag, full);
-                assert_eq!(refused.err(), Some(WriteError::Full));
+        let name = ChunkName { queue, chunk, first_sequence, end_sequence };
+        (name, chunk::seal(writer, name))
+    }
+
+    /// A slot full of chunks.
+    fn write(&mut self) {
+        if !self.store.can_write() {
+            return;
+        }
+        let (mut chunks, mut names, mut left_bytes) = (Vec::new(), Vec::new(), SLOT_BYTES);
+        for _ in 0..1 + self.universe.skewed(3) {
+            let (name, sealed) = self.fill(left_bytes);
+            left_bytes -= sealed.image().len();
+            let used_bytes = sealed.reader().filled_bytes();
+            names.push((name, sealed.image()[..used_bytes].to_vec(), sealed.image().len()));
+            chunks.push((name.chunk, sealed));
+            if left_bytes < 4 * KIB {
+                break;
             }
         }
+        let Ok(planned) = self.store.write(chunks) else { panic!("it could write") };
+        let mut offset = planned.offset;
+        for (name, bytes, image_bytes) in names {
+            self.writing.insert(name.chunk, Original { name, bytes, offset });
+            offset += image_bytes as u64;
+        }
+        let (file, tag, offset) = (self.id, planned.tag, planned.offset);
+        self.submit(DiskRequest::Write { tag, file, offset, chunks: planned.chunks });
     }
 
     fn read_any(&mut self) {
-        if self.stored.is_empty() {
+        if self.stored.is_empty() || !self.store.can_read() {
             return;
         }
         let nth = self.universe.index(self.stored.len());
@@ -182,33 +222,30 @@ impl Spill {
     fn read(&mut self, key: u64) {
         let into = self.take_chunk();
         let stored = self.stored.get_mut(&key).expect("the caller has its key");
-        if stored.reading || self.disk.is_full() {
+        if stored.reading {
             return;
         }
-        let planned = self.file.read(stored.place, into);
-        let (file, tag) = (self.id, planned.tag);
-        let (offset, bytes, into) = (planned.offset, planned.bytes, planned.into);
-        let submitted = self.disk.submit(DiskRequest::Read { tag, file, offset, bytes, into });
-        assert!(submitted.is_ok(), "it was asked whether there is room");
         stored.reading = true;
-        self.under_way.insert(tag, UnderWay::Read(key));
+        let planned = self.store.read(key, stored.place.clone(), stored.original.name, into);
+        self.submit_read(planned);
+    }
+
+    fn submit_read(&mut self, planned: PlannedRead) {
+        let PlannedRead { tag, offset, bytes, into } = planned;
+        let file = self.id;
+        self.submit(DiskRequest::Read { tag, file, offset, bytes, into });
     }
 
     fn sync(&mut self) {
-        let syncing = self.under_way.keys().any(|&tag| tag == SYNC_TAG);
-        let (tag, file) = (SYNC_TAG, self.id);
-        if !syncing && self.disk.submit(DiskRequest::Sync { tag, file }).is_ok() {
-            let covered = self.stored.keys().copied().collect();
-            self.under_way.insert(tag, UnderWay::Sync(covered));
+        if self.syncing.is_none() {
+            self.syncing = Some(self.stored.keys().copied().collect());
+            self.submit(DiskRequest::Sync { tag: 0, file: self.id });
         }
     }
 
+    /// Of one chunk, be it read or not.
     fn release(&mut self) {
-        let idle = |stored: &Stored| !stored.reading;
-        if let Some(key) = self.stored.iter().find(|(_, s)| idle(s)).map(|(key, _)| *key) {
-            let stored = self.stored.remove(&key).expect("it was found");
-            self.file.release(stored.place);
-        }
+        self.stored.pop_first();
     }
 
     fn rot(&mut self) {
@@ -217,81 +254,94 @@ impl Spill {
         }
         let nth = self.universe.index(self.stored.len());
         let stored = self.stored.values_mut().nth(nth).expect("nth is below their number");
-        let at = stored.offset as usize + self.universe.index(stored.bytes.len());
+        let Original { offset, bytes, .. } = &stored.original;
+        let at = *offset as usize + self.universe.index(bytes.len());
         stored.rotten |= self.disk.rot(self.id, at);
     }
 
     fn crash(&mut self) {
         self.disk.crash();
-        self.under_way.clear();
+        self.waiting.clear();
+        self.writing.clear();
+        (self.under_way, self.syncing) = (0, None);
         self.stored.values_mut().for_each(|stored| stored.reading = false);
-        self.file = ChunkFile::new(SLOT_BYTES, SLOTS_MAX);
         self.recovering = true;
     }
 
     /// Reads what was there before a crash, one after the other, and begins anew.
-    fn recover(&mut self) -> Checked {
+    fn recover(&mut self) {
         match self.stored.keys().next() {
             Some(&key) => self.read(key),
-            None => self.recovering = false,
+            None => {
+                self.recovering = false;
+                self.store = store(&self.disk, self.id);
+            }
         }
-        Ok(())
     }
 
     fn complete(&mut self, completion: DiskCompletion) -> Checked {
+        let now = self.universe.mono();
         match completion {
             DiskCompletion::Written { tag, result } => {
-                let Some(UnderWay::Write(header, offset, bytes)) = self.under_way.remove(&tag)
-                else {
-                    return Err("the end of a write that was not begun".into());
-                };
-                if let Ok(place) = self.file.handle_written(tag, result) {
-                    let (rotten, synced, reading) = (false, false, false);
-                    let stored = Stored { place, offset, bytes, rotten, synced, reading };
-                    self.stored.insert(header.chunk, stored);
+                match self.store.handle_written(tag, result, now) {
+                    Written::Done(placed) => {
+                        for (key, place) in placed {
+                            let original = self.writing.remove(&key).ok_or("never written")?;
+                            let (rotten, synced, reading) = (false, false, false);
+                            let stored = Stored { place, original, rotten, synced, reading };
+                            self.stored.insert(key, stored);
+                        }
+                    }
+                    Written::Failed(keys, _) => {
+                        keys.iter().for_each(|key| drop(self.writing.remove(key)));
+                    }
                 }
             }
             DiskCompletion::Read { tag, into, result } => {
-                let Some(UnderWay::Read(key)) = self.under_way.remove(&tag) else {
-                    return Err("the end of a read that was not begun".into());
-                };
-                self.judge_read(key, tag, into, result)?;
+                let refilled = self.store.handle_read(tag, into, result);
+                self.judge(refilled)?;
             }
-            DiskCompletion::Synced { tag, result } => {
-                let Some(UnderWay::Sync(covered)) = self.under_way.remove(&tag) else {
-                    return Err("the end of a sync that was not begun".into());
-                };
+            DiskCompletion::Synced { result, .. } => {
+                let covered = self.syncing.take().ok_or("a sync that was not begun")?;
                 for key in covered.iter().filter(|_| result.is_ok()) {
                     if let Some(stored) = self.stored.get_mut(key) {
                         stored.synced = true;
                     }
                 }
             }
-            DiskCompletion::Allocated { .. } | DiskCompletion::Released { .. } => {
-                return Err("the end of what was not begun".into());
+            DiskCompletion::Allocated { tag, result } => {
+                self.store.handle_allocated(tag, result, now);
+            }
+            DiskCompletion::Released { tag, result } => {
+                self.store.handle_released(tag, result, now);
             }
         }
         Ok(())
     }
 
-    fn judge_read(
-        &mut self,
-        key: u64,
-        tag: u64,
-        into: ChunkWriter,
-        result: Result<usize, std::io::ErrorKind>,
-    ) -> Checked {
-        let stored = self.stored.get_mut(&key).expect("what is read is not released");
+    fn judge(&mut self, refilled: Refilled<u64>) -> Checked {
+        let (key, outcome) = match refilled {
+            Refilled::Again(planned) => {
+                self.submit_read(planned);
+                return Ok(());
+            }
+            Refilled::Whole(key, sealed) => (key, Ok((sealed, Vec::new()))),
+            Refilled::Damaged(key, sealed, lost) => (key, Ok((sealed, lost))),
+            Refilled::Lost(key, error) => (key, Err(error)),
+        };
+        let Some(stored) = self.stored.get_mut(&key) else { return Ok(()) };
         stored.reading = false;
         let whole = !stored.rotten && (!self.recovering || stored.synced);
-        match self.file.handle_read(tag, into, result) {
-            Ok(read) => {
-                let end = read.header.used_bytes as usize;
-                let bytes = read.reader.slice(CHUNK_HEADER_BYTES..end);
-                if bytes != &stored.bytes[CHUNK_HEADER_BYTES..] {
-                    return Err(format!("chunk {key} came back from disk as another"));
+        match outcome {
+            Ok((sealed, lost)) => {
+                if whole && !lost.is_empty() {
+                    return Err(format!("messages {lost:?} of chunk {key} were lost on disk"));
                 }
+                compare(&stored.original, &sealed, &lost, whole)?;
                 self.universe.cover(Cover::ChunkRound);
+                if stored.rotten {
+                    self.universe.cover(Cover::BitRot);
+                }
             }
             Err(ReadError::Device { .. }) => return Ok(()),
             Err(error) if whole => return Err(format!("chunk {key} was lost on disk: {error}")),
@@ -303,4 +353,38 @@ impl Spill {
         }
         Ok(())
     }
+}
+
+fn store(disk: &SimDisk, id: FileId) -> SpillStore<u64> {
+    let shape = SpillShape {
+        slot_bytes: SLOT_BYTES,
+        extent_slots: EXTENT_SLOTS,
+        reserve_bytes: 2 * SLOT_BYTES as u64,
+        headroom_bytes: SLOT_BYTES as u64,
+        warm_bytes: disk.file_bytes(id).unwrap_or(0),
+    };
+    SpillStore::new(shape, DiskBudget::new(SLOT_BYTES as u64 * u64::from(SLOTS_MAX)))
+}
+
+/// Every message that is not said to be lost is as it was; of a `whole` chunk every byte.
+fn compare(original: &Original, sealed: &SealedChunk, lost: &[Range<u64>], whole: bool) -> Checked {
+    let (bytes, key) = (&original.bytes, original.name.chunk);
+    let mut at = CHUNK_HEADER_BYTES;
+    while at < bytes.len() {
+        let sequence = BatchPrefix::decode(&bytes[at..]).base_sequence;
+        let header = BatchHeader::decode(&bytes[at + BATCH_PREFIX_BYTES..]);
+        let header = header.map_err(|error| format!("chunk {key} was never whole: {error}"))?;
+        let end = at + BATCH_PREFIX_BYTES + header.wire_bytes();
+        if !lost.iter().any(|lost| lost.contains(&sequence)) {
+            let there = sealed.reader().slice(at..end);
+            // Of a damaged chunk, when a batch was taken may be another.
+            let time = if whole { 0..0 } else { 8..BATCH_PREFIX_BYTES };
+            let same = |nth: usize| there[nth] == bytes[at + nth] || time.contains(&nth);
+            if !(0..end - at).all(same) {
+                return Err(format!("message {sequence} of chunk {key} came back as another"));
+            }
+        }
+        at = end;
+    }
+    Ok(())
 }

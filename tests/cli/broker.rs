@@ -19,6 +19,8 @@ pub fn forebay(arguments: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    // Several brokers run at once; a flag goes before this.
+    command.env("FOREBAY_ADMIN", "off");
     command.args(arguments);
     command
 }

@@ -35,6 +35,8 @@ fn clean(mut command: Command) -> Command {
             command.env_remove(name);
         }
     }
+    // Several brokers run at once, and most tests have no use for it; a flag goes before this.
+    command.env("FOREBAY_ADMIN", "off");
     command.stdin(Stdio::null());
     command
 }
@@ -123,11 +125,11 @@ impl Broker {
     }
 
     /// Waits until its log says this.
-    pub fn wait_for_log(&self, text: &str) {
+    pub fn wait_for_log(&self, text: &str) -> String {
         loop {
             let line = self.stderr.recv_timeout(PATIENCE).expect("the log must say it");
             if line.contains(text) {
-                return;
+                return line;
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::client::driver::{Setup, create_request};
 use crate::client::session::Event;
 use crate::client::{
     ClientError, ConnectOptions, ConnectionEvent, LostReason, PeekedMessage, QueueChange,
-    QueueDescription, QueueOptions, Stats, SubscriptionOptions,
+    QueueDescription, QueueOptions, Stats, SubscriptionOptions, Trimmed,
 };
 use crate::limits::LIST_COUNT_MAX;
 use crate::protocol::control::{Answer, Request, update_set};
@@ -261,6 +261,17 @@ impl Connection {
     pub fn stats(&mut self) -> Result<Stats, ClientError> {
         match self.ask(&Request::BrokerStats(wire::BrokerStatsT::default()), Twice::Yes)? {
             Answer::Stats(stats) => Ok(stats),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has the broker give free space of its spill files back to the file system at once.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] or [`ClientError::TimedOut`].
+    pub fn trim(&mut self) -> Result<Trimmed, ClientError> {
+        match self.ask(&Request::Trim(wire::TrimT::default()), Twice::Yes)? {
+            Answer::Trimmed(trimmed) => Ok(trimmed),
             other => Err(unexpected(&other)),
         }
     }

@@ -1,0 +1,196 @@
+//! What comes back to memory: chunks on disk that somebody waits for, ahead of the cursors, in
+//! turn among the queues. It never stands in the way of what is in memory.
+//!
+//! How far ahead is by need: twice as far each time a cursor had to wait, half as far when what was
+//! read had to go unused.
+
+use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
+use crate::base::slot_map::Key;
+use crate::io::DiskRequest;
+use crate::limits::{
+    READ_AHEAD_CHUNKS_MAX, READ_AHEAD_CHUNKS_MIN, READ_AHEAD_MEMORY_SHARE, VICTIMS_PER_TICK_MAX,
+};
+use crate::shard::core::{Core, QueueSlot};
+use crate::shard::spill::{Evict, Owner};
+use crate::storage::spill::Refilled;
+use std::ops::Range;
+
+impl QueueSlot {
+    /// A cursor had to wait for the disk.
+    fn read_more(&mut self) {
+        self.read_ahead = (self.read_ahead * 2).min(READ_AHEAD_CHUNKS_MAX);
+    }
+
+    /// What was read had to go.
+    pub fn read_less(&mut self) {
+        self.read_ahead = (self.read_ahead / 2).max(READ_AHEAD_CHUNKS_MIN);
+    }
+}
+
+impl Core {
+    /// Puts the queue on the list of those that wait for the disk, if it does and is not there.
+    pub fn note_wants(&mut self, key: Key) {
+        let Some(slot) = self.queues.at_mut(key) else { return };
+        if slot.queue.take_waited() {
+            slot.read_more();
+        }
+        // Half of what is read ahead is left when more is read, so that the disk is never idle.
+        if slot.refilling || !slot.queue.wants_refill(slot.read_ahead / 2) {
+            return;
+        }
+        slot.refilling = true;
+        self.spill.refills.push_back(key);
+    }
+
+    /// Once per tick: plans reads, a chunk for each queue in turn, as far as the depth of the
+    /// store and memory go.
+    pub fn plan_refill(&mut self) {
+        for _ in 0..VICTIMS_PER_TICK_MAX {
+            if !self.spill.store().is_some_and(|store| store.can_read()) {
+                return;
+            }
+            let Some(key) = self.spill.refills.pop_front() else { return };
+            if !self.refill_one(key) {
+                return;
+            }
+        }
+    }
+
+    /// Plans the read that the queue needs next. False if there is no memory for it.
+    fn refill_one(&mut self, key: Key) -> bool {
+        let ahead_max = self.spill.messages_bytes() / READ_AHEAD_MEMORY_SHARE;
+        let roomy = self.spill.clean_bytes < ahead_max;
+        let Some(slot) = self.queues.at_mut(key) else { return true };
+        let ahead = if roomy { slot.read_ahead } else { 0 };
+        let Some(refill) = slot.queue.poll_refill(ahead) else {
+            slot.refilling = false;
+            return true;
+        };
+        let (bytes, forced) = (refill.place.image_bytes(), refill.is_waited_for);
+        let Some(into) = self.take_refill_chunk(bytes, forced) else {
+            if let Some(slot) = self.queues.at_mut(key) {
+                slot.queue.handle_refill_put_off(refill.chunk);
+            }
+            self.spill.refills.push_front(key);
+            return false;
+        };
+        let bytes = into.capacity_bytes() as u32;
+        let owner = Owner { queue: key, chunk: refill.chunk, bytes };
+        let (Some(file), Some(store)) = (self.spill.file(), self.spill.store()) else {
+            return false;
+        };
+        let planned = store.read(owner, refill.place, refill.name, into);
+        self.spill.requests.push_back(DiskRequest::Read {
+            tag: planned.tag,
+            file,
+            offset: planned.offset,
+            bytes: planned.bytes,
+            into: planned.into,
+        });
+        // Its next chunk comes when the others had their turn.
+        self.spill.refills.push_back(key);
+        true
+    }
+
+    /// An empty chunk for an image; where memory is full, one that was here and is on disk gives
+    /// way; one that is merely read ahead only if the new one is waited for (`forced`). So whoever
+    /// waits gets his chunk at last, one after the other.
+    fn take_refill_chunk(&mut self, bytes: usize, forced: bool) -> Option<ChunkWriter> {
+        let count = self.spill.clean.len().min(VICTIMS_PER_TICK_MAX);
+        for pass in [Evict::Passed, Evict::UnlessWaited] {
+            for _ in 0..=count {
+                if let Some(into) = self.memory.take_refill_chunk(bytes) {
+                    return Some(into);
+                }
+                self.evict_one(pass);
+            }
+            if !forced {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// A read has ended.
+    pub(super) fn handle_read(&mut self, refilled: Refilled<Owner>) {
+        match refilled {
+            Refilled::Again(planned) => {
+                let Some(file) = self.spill.file() else { return };
+                self.spill.requests.push_back(DiskRequest::Read {
+                    tag: planned.tag,
+                    file,
+                    offset: planned.offset,
+                    bytes: planned.bytes,
+                    into: planned.into,
+                });
+            }
+            Refilled::Whole(owner, sealed) => {
+                self.spill.reads += 1;
+                self.take_back(owner, &sealed);
+                self.note_refilled(owner.queue);
+            }
+            Refilled::Damaged(owner, sealed, lost) => {
+                self.take_back(owner, &sealed);
+                for range in lost {
+                    self.lose(owner, range, "its bytes are damaged");
+                }
+                self.note_refilled(owner.queue);
+            }
+            Refilled::Lost(owner, error) => {
+                self.lose(owner, 0..u64::MAX, &error.to_string());
+                self.note_refilled(owner.queue);
+            }
+        }
+    }
+
+    /// A chunk is in memory again, if anything of it is still wanted.
+    fn take_back(&mut self, owner: Owner, sealed: &SealedChunk) {
+        let Some(slot) = self.queues.at_mut(owner.queue) else { return };
+        if slot.queue.handle_refilled(owner.chunk, sealed) {
+            self.note_clean(owner);
+        }
+    }
+
+    /// Messages of a chunk are not to be had any more: they are counted, and said once.
+    fn lose(&mut self, owner: Owner, sequences: Range<u64>, reason: &str) {
+        let Some(slot) = self.queues.at_mut(owner.queue) else { return };
+        let messages =
+            slot.queue.handle_lost(owner.chunk, sequences.clone(), self.now, &mut self.memory);
+        if messages == 0 {
+            return;
+        }
+        self.close_deleted(owner.queue);
+        let Some(slot) = self.queues.at_mut(owner.queue) else { return };
+        tracing::error!(
+            shard = self.config.shard,
+            queue = slot.queue.name(),
+            chunk = owner.chunk,
+            from = sequences.start,
+            messages,
+            reason,
+            "messages are lost: what was spilled does not come back"
+        );
+    }
+
+    /// A chunk is in memory and on disk.
+    pub(super) fn note_clean(&mut self, owner: Owner) {
+        // Those whose messages are done have left the memory by themselves.
+        while let Some(front) = self.spill.clean.front() {
+            let slot = self.queues.at(front.queue);
+            if slot.is_some_and(|slot| slot.queue.is_clean(front.chunk)) {
+                break;
+            }
+            self.spill.clean_bytes -= u64::from(front.bytes);
+            self.spill.clean.pop_front();
+        }
+        self.spill.clean_bytes += u64::from(owner.bytes);
+        self.spill.clean.push_back(owner);
+    }
+
+    /// A chunk that somebody waited for is there, or will never be.
+    fn note_refilled(&mut self, queue: Key) {
+        self.activate(queue);
+        self.go_on_waiting(queue);
+        self.note_wants(queue);
+    }
+}

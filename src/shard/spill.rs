@@ -1,0 +1,524 @@
+//! What leaves memory: under pressure the chunks that are needed last are written to the spill
+//! store, and what came back from there leaves first. What comes back is in `refill`.
+//!
+//! ```text
+//! over watermark_high                     until under watermark_low
+//!   clean chunks that no cursor needs  -> dropped
+//!   queue with most to spill           -> its newest closed chunk \
+//!   no closed ones: the longest tail   -> sealed early            /-> gathered to a slot -> written
+//! ```
+//!
+//! The order of queues is kept as they grow, by powers of two, and looked at only here: queues are
+//! never scanned. Nothing here does I/O: [`Core::poll_disk_request`] says what is to be done, and
+//! [`Core::handle_disk`] takes how it ended.
+
+use crate::base::chunk_pool::SealedChunk;
+use crate::base::slot_map::Key;
+use crate::base::time::Mono;
+use crate::io::{DiskCompletion, DiskRequest, FileId};
+use crate::limits::VICTIMS_PER_TICK_MAX;
+use crate::protocol::error::ErrorCode;
+use crate::queue::memory::{Account, Overflow};
+use crate::queue::spill::Eviction;
+use crate::shard::ShardConfig;
+use crate::shard::core::{Core, QueueSlot};
+use crate::storage::spill::{
+    DiskBudget, FullReason, SpillShape, SpillState, SpillStats, SpillStore, StoreRequest,
+    WriteError, Written,
+};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// Whose chunk is written or read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owner {
+    pub queue: Key,
+    /// Its ordinal in the queue's log.
+    pub chunk: u64,
+    /// What it takes in memory.
+    pub bytes: u32,
+}
+
+/// A spill file that is open.
+struct Open {
+    file: FileId,
+    store: SpillStore<Owner>,
+    budget: Arc<DiskBudget>,
+    headroom_bytes: u64,
+    extent_bytes: u64,
+}
+
+/// See the module.
+pub(super) struct Spill {
+    open: Option<Open>,
+    /// What messages may use of the broker's memory.
+    messages_bytes: u64,
+    high_bytes: u64,
+    low_bytes: u64,
+    /// A shard that uses less than its share of `low_bytes` leaves it to the others.
+    share_bytes: u64,
+    /// Between the watermarks, on the way down.
+    spilling: bool,
+    /// Queues with closed chunks, and with something in their last one, by what they could give.
+    closed: BTreeSet<(u8, Key)>,
+    tails: BTreeSet<(u8, Key)>,
+    /// Taken out of their queues for the next slot.
+    gathered: Vec<(Owner, SealedChunk)>,
+    gathered_bytes: usize,
+    slot_bytes: usize,
+    /// Memory of what is gathered or being written.
+    leaving_bytes: u64,
+    /// Chunks that are in memory and on disk, in the order in which they came.
+    pub(super) clean: VecDeque<Owner>,
+    pub(super) clean_bytes: u64,
+    /// Queues that wait for chunks from disk, in turn.
+    pub(super) refills: VecDeque<Key>,
+    pub(super) requests: VecDeque<DiskRequest>,
+    /// The store may have something to ask of the file system.
+    look: bool,
+    /// Of the file system, when it was asked last; 0 where it does not say.
+    free_bytes: u64,
+    /// Charged for the store.
+    charged_bytes: usize,
+    said: SpillState,
+    pub(super) writes: u64,
+    pub(super) reads: u64,
+}
+
+/// Which clean chunks may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Evict {
+    /// Those that no cursor comes to soon.
+    Passed,
+    /// All that nobody waits for.
+    UnlessWaited,
+}
+
+/// How large, by powers of two; 0 for nothing.
+fn rank(bytes: u64) -> u8 {
+    bytes.checked_ilog2().map_or(0, |log| log as u8 + 1)
+}
+
+impl Spill {
+    /// Of a shard that has no file.
+    pub fn new(config: &ShardConfig) -> Spill {
+        let shards = u64::from(config.shards);
+        let reserves = config.memory_reserve_bytes * shards;
+        let messages_bytes = config.memory_limit_bytes.saturating_sub(reserves);
+        let percent = |percent: u32| messages_bytes / 100 * u64::from(percent);
+        let low_bytes = percent(config.watermark_low);
+        Spill {
+            open: None,
+            messages_bytes,
+            high_bytes: percent(config.watermark_high),
+            low_bytes,
+            share_bytes: low_bytes / shards,
+            spilling: false,
+            closed: BTreeSet::new(),
+            tails: BTreeSet::new(),
+            gathered: Vec::new(),
+            gathered_bytes: 0,
+            slot_bytes: 0,
+            leaving_bytes: 0,
+            clean: VecDeque::new(),
+            clean_bytes: 0,
+            refills: VecDeque::new(),
+            requests: VecDeque::new(),
+            look: true,
+            free_bytes: 0,
+            charged_bytes: 0,
+            said: SpillState::Off,
+            writes: 0,
+            reads: 0,
+        }
+    }
+
+    /// Chunks go to this file from now on.
+    fn open(&mut self, file: FileId, shape: SpillShape, budget: Arc<DiskBudget>) {
+        let (headroom_bytes, extent_bytes) = (shape.headroom_bytes, shape.extent_bytes());
+        self.slot_bytes = shape.slot_bytes;
+        let store = SpillStore::new(shape, Arc::clone(&budget));
+        self.open = Some(Open { file, store, budget, headroom_bytes, extent_bytes });
+    }
+
+    /// The store, where there is a file.
+    pub fn store(&mut self) -> Option<&mut SpillStore<Owner>> {
+        self.open.as_mut().map(|open| &mut open.store)
+    }
+
+    /// By what the file grows and shrinks.
+    pub fn extent_bytes(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.extent_bytes)
+    }
+
+    pub fn file(&self) -> Option<FileId> {
+        self.open.as_ref().map(|open| open.file)
+    }
+
+    /// What the store has done and holds.
+    pub fn stats(&self) -> SpillStats {
+        self.open.as_ref().map(|open| open.store.stats()).unwrap_or_default()
+    }
+
+    /// Free in the file system, as it was when the store last asked.
+    pub fn free_bytes(&self) -> u64 {
+        self.free_bytes
+    }
+
+    /// What all spill files may take.
+    pub fn disk_limit_bytes(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.budget.limit_bytes())
+    }
+
+    pub fn state(&self) -> SpillState {
+        self.open.as_ref().map_or(SpillState::Off, |open| open.store.state())
+    }
+
+    /// Memory of what is on its way to the disk.
+    #[cfg(test)]
+    pub fn leaving_bytes(&self) -> u64 {
+        self.leaving_bytes
+    }
+
+    /// What messages may use of the broker's memory.
+    pub fn messages_bytes(&self) -> u64 {
+        self.messages_bytes
+    }
+
+    /// When the store has something to do that no outcome tells of.
+    pub fn next_deadline(&self) -> Option<Mono> {
+        self.open.as_ref().and_then(|open| open.store.next_deadline())
+    }
+
+    /// Sees to it that the store is asked what it needs of the file system.
+    pub fn look_later(&mut self) {
+        self.look = true;
+    }
+
+    /// A queue is gone.
+    pub fn forget(&mut self, key: Key, slot: &QueueSlot) {
+        self.closed.remove(&(slot.spill_rank, key));
+        self.tails.remove(&(slot.tail_rank, key));
+    }
+
+    /// Notes what a queue could give, where it is more than is known; `exactly` also where it is
+    /// less.
+    #[inline]
+    pub fn note(&mut self, key: Key, slot: &mut QueueSlot, exactly: bool) {
+        let closed = rank(slot.queue.spillable_bytes());
+        let tail = rank(slot.queue.tail_bytes());
+        if closed > slot.spill_rank || (exactly && closed != slot.spill_rank) {
+            put(&mut self.closed, key, slot.spill_rank, closed);
+            slot.spill_rank = closed;
+        }
+        if tail > slot.tail_rank || (exactly && tail != slot.tail_rank) {
+            put(&mut self.tails, key, slot.tail_rank, tail);
+            slot.tail_rank = tail;
+        }
+    }
+
+    /// A queue has nothing to give after all.
+    fn pass_over(&mut self, key: Key, slot: &mut QueueSlot, tails: bool) {
+        let (queues, rank) = match tails {
+            true => (&mut self.tails, &mut slot.tail_rank),
+            false => (&mut self.closed, &mut slot.spill_rank),
+        };
+        put(queues, key, std::mem::take(rank), 0);
+    }
+}
+
+fn put(queues: &mut BTreeSet<(u8, Key)>, key: Key, before: u8, after: u8) {
+    if before > 0 {
+        queues.remove(&(before, key));
+    }
+    if after > 0 {
+        queues.insert((after, key));
+    }
+}
+
+impl Core {
+    /// Chunks go to this file from now on.
+    pub fn open_spill(&mut self, file: FileId, shape: SpillShape, budget: Arc<DiskBudget>) {
+        self.spill.open(file, shape, budget);
+        self.memory.keep_refill_chunk();
+    }
+
+    /// Memory that messages use of what they may, over all shards as far as this one can see.
+    pub(super) fn messages_used(&self) -> u64 {
+        let free = self.memory.budget.free_for_chunks() + self.memory.free_chunk_bytes() as u64;
+        self.spill.messages_bytes.saturating_sub(free)
+    }
+
+    /// Bytes that should still leave memory.
+    fn excess(&self) -> u64 {
+        let own = self.memory.budget.used_by(Account::Chunks);
+        let own = own.saturating_sub(self.memory.free_chunk_bytes() as u64);
+        let staying = |used: u64| used.saturating_sub(self.spill.leaving_bytes);
+        let over = staying(self.messages_used()).saturating_sub(self.spill.low_bytes);
+        // Where others have filled the memory, it is theirs that has to go.
+        over.min(staying(own).saturating_sub(self.spill.share_bytes))
+    }
+
+    /// Once per tick, when it is known what the tick's deliveries left: takes out of memory what
+    /// is too much.
+    pub fn plan_spill(&mut self) {
+        if self.spill.open.is_none() {
+            return;
+        }
+        let used = self.messages_used();
+        self.spill.spilling = match self.spill.spilling {
+            true => used > self.spill.low_bytes,
+            false => used > self.spill.high_bytes,
+        };
+        // Of many queues that fill a chunk each, none gets a large one.
+        let queues = (self.spill.tails.len() as u64).max(1);
+        let share_bytes = self.spill.low_bytes / queues;
+        self.memory.press(self.spill.spilling.then_some(share_bytes));
+        if self.spill.spilling {
+            self.spill.look = true;
+            self.evict_clean();
+            self.gather_victims();
+        }
+        // A slot that is not full is written only where nothing else makes room meanwhile.
+        let idle = self.spill.stats().writes_under_way == 0;
+        if idle && !self.spill.gathered.is_empty() {
+            self.write_gathered();
+        }
+        self.note_overflow();
+    }
+
+    /// Drops chunks that are on disk as well, those first that came first.
+    fn evict_clean(&mut self) {
+        let count = self.spill.clean.len().min(VICTIMS_PER_TICK_MAX);
+        for _ in 0..count {
+            if self.excess() == 0 {
+                return;
+            }
+            self.evict_one(Evict::Passed);
+        }
+    }
+
+    /// Drops the clean chunk that has been here longest, unless it is needed: then it is the last.
+    pub(super) fn evict_one(&mut self, which: Evict) {
+        let Some(owner) = self.spill.clean.pop_front() else { return };
+        self.spill.clean_bytes -= u64::from(owner.bytes);
+        let Some(slot) = self.queues.at_mut(owner.queue) else { return };
+        let eviction = match which {
+            Evict::Passed => slot.queue.evict(owner.chunk, slot.read_ahead),
+            Evict::UnlessWaited => {
+                let eviction = slot.queue.evict_unless_waited(owner.chunk);
+                if matches!(eviction, Eviction::Evicted(_)) {
+                    slot.read_less();
+                }
+                eviction
+            }
+        };
+        if eviction == Eviction::Needed {
+            self.spill.clean_bytes += u64::from(owner.bytes);
+            self.spill.clean.push_back(owner);
+        }
+    }
+
+    /// Takes chunks out of the queues that have most, and writes them slot by slot.
+    fn gather_victims(&mut self) {
+        for _ in 0..VICTIMS_PER_TICK_MAX {
+            let can_write = self.spill.store().is_some_and(|store| store.can_write());
+            if !can_write || self.excess() == 0 {
+                return;
+            }
+            let Some((owner, sealed)) = self.next_victim() else { return };
+            let image_bytes = sealed.image().len();
+            let slot_bytes = self.spill.slot_bytes;
+            if self.spill.gathered_bytes + image_bytes > slot_bytes {
+                self.write_gathered();
+            }
+            self.spill.leaving_bytes += u64::from(owner.bytes);
+            self.spill.gathered_bytes += image_bytes;
+            self.spill.gathered.push((owner, sealed));
+            if self.spill.gathered_bytes == slot_bytes {
+                self.write_gathered();
+            }
+        }
+    }
+
+    /// The newest closed chunk of the queue with most of them, else the longest tail.
+    fn next_victim(&mut self) -> Option<(Owner, SealedChunk)> {
+        for tails in [false, true] {
+            let queues = if tails { &self.spill.tails } else { &self.spill.closed };
+            let Some(&(rank, key)) = queues.last() else { continue };
+            let Some(slot) = self.queues.at_mut(key) else {
+                let queues = if tails { &mut self.spill.tails } else { &mut self.spill.closed };
+                queues.remove(&(rank, key));
+                continue;
+            };
+            let victim = slot.queue.take_victim(tails);
+            self.spill.note(key, slot, true);
+            let Some(victim) = victim else {
+                // What it has cannot go now; it is noted again when it grows.
+                self.spill.pass_over(key, slot, tails);
+                continue;
+            };
+            let bytes = victim.sealed.reader().capacity_bytes() as u32;
+            return Some((Owner { queue: key, chunk: victim.chunk, bytes }, victim.sealed));
+        }
+        None
+    }
+
+    /// Writes what is gathered into a slot, if one is to be had; else it waits.
+    fn write_gathered(&mut self) {
+        let spill = &mut self.spill;
+        let Some(open) = &mut spill.open else { return };
+        match open.store.write(std::mem::take(&mut spill.gathered)) {
+            Ok(planned) => {
+                spill.gathered_bytes = 0;
+                spill.requests.push_back(DiskRequest::Write {
+                    tag: planned.tag,
+                    file: open.file,
+                    offset: planned.offset,
+                    chunks: planned.chunks,
+                });
+            }
+            Err(gathered) => spill.gathered = gathered,
+        }
+    }
+
+    /// Something on disk has ended.
+    pub fn handle_disk(&mut self, completion: DiskCompletion) {
+        let now = self.now.mono;
+        self.spill.look = true;
+        let Some(store) = self.spill.store() else { return };
+        match completion {
+            DiskCompletion::Written { tag, result } => {
+                let written = store.handle_written(tag, result, now);
+                self.handle_written(written);
+            }
+            DiskCompletion::Read { tag, into, result } => {
+                let refilled = store.handle_read(tag, into, result);
+                self.handle_read(refilled);
+            }
+            DiskCompletion::Allocated { tag, result } => {
+                if let Err(kind) = result {
+                    tracing::debug!(shard = self.config.shard, %kind, "the spill file cannot grow");
+                }
+                store.handle_allocated(tag, result, now);
+            }
+            DiskCompletion::Released { tag, result } => {
+                store.handle_released(tag, result, now);
+                self.answer_trims();
+            }
+            // Nothing is synced: what is spilled is worth nothing to the next run.
+            DiskCompletion::Synced { .. } => {}
+        }
+    }
+
+    fn handle_written(&mut self, written: Written<Owner>) {
+        match written {
+            Written::Done(placed) => {
+                self.spill.writes += 1;
+                for (owner, place) in placed {
+                    self.spill.leaving_bytes -= u64::from(owner.bytes);
+                    // Of a queue that is gone, the place goes too.
+                    let Some(slot) = self.queues.at_mut(owner.queue) else { continue };
+                    if slot.queue.handle_spilled(owner.chunk, place) == Eviction::Needed {
+                        self.note_clean(owner);
+                    }
+                }
+            }
+            Written::Failed(owners, error) => {
+                if let WriteError::Device { slot, kind } = error {
+                    let shard = self.config.shard;
+                    tracing::warn!(shard, slot, %kind, "a spill write failed; it goes elsewhere");
+                }
+                for owner in owners {
+                    self.spill.leaving_bytes -= u64::from(owner.bytes);
+                    let Some(slot) = self.queues.at_mut(owner.queue) else { continue };
+                    slot.queue.handle_spill_failed(owner.chunk);
+                    self.spill.note(owner.queue, slot, true);
+                }
+            }
+        }
+    }
+
+    /// What is to be done on disk next, in this order. `free_bytes` asks the file system what is
+    /// left.
+    pub fn poll_disk_request(
+        &mut self,
+        free_bytes: impl FnOnce() -> Option<u64>,
+    ) -> Option<DiskRequest> {
+        if let Some(request) = self.spill.requests.pop_front() {
+            return Some(request);
+        }
+        let now = self.now.mono;
+        let due = self.spill.next_deadline().is_some_and(|at| at <= now);
+        if !self.spill.look && !due {
+            return None;
+        }
+        let open = self.spill.open.as_mut()?;
+        let file = open.file;
+        let free_bytes = free_bytes();
+        self.spill.free_bytes = free_bytes.unwrap_or(0);
+        let request = open.store.poll_request(now, free_bytes);
+        if request.is_none() {
+            self.spill.look = false;
+            self.charge_store();
+        }
+        request.map(|request| match request {
+            StoreRequest::Allocate { tag, offset, bytes } => {
+                DiskRequest::Allocate { tag, file, offset, bytes }
+            }
+            StoreRequest::Release { tag, offset, bytes } => {
+                DiskRequest::Release { tag, file, offset, bytes }
+            }
+        })
+    }
+
+    /// The backend has as many under way as it takes: the request is the next again.
+    pub fn return_disk_request(&mut self, request: DiskRequest) {
+        self.spill.requests.push_front(request);
+    }
+
+    /// The store's own memory: a few bytes per slot.
+    fn charge_store(&mut self) {
+        let bytes = self.spill.open.as_ref().map_or(0, |open| open.store.memory_bytes());
+        let before = std::mem::replace(&mut self.spill.charged_bytes, bytes);
+        if bytes != before {
+            self.memory.budget.charge(Account::Queues, bytes);
+            self.memory.budget.release(Account::Queues, before);
+        }
+    }
+
+    /// Refusals for memory are worded by what keeps the disk from making room.
+    fn note_overflow(&mut self) {
+        let Some(open) = &self.spill.open else { return };
+        let state = open.store.state();
+        self.memory.overflow = match state {
+            SpillState::Off => Overflow::Off,
+            SpillState::Ready => Overflow::Working,
+            SpillState::Full(FullReason::Limit) => {
+                Overflow::Full(ErrorCode::DiskLimit, open.budget.limit_bytes())
+            }
+            SpillState::Full(FullReason::Headroom | FullReason::NoSpace) => {
+                Overflow::Full(ErrorCode::DiskFull, open.headroom_bytes)
+            }
+            SpillState::Failing(_) => Overflow::Failing,
+        };
+        let before = std::mem::replace(&mut self.spill.said, state);
+        if state_text(before) == state_text(state) || before == SpillState::Off {
+            return;
+        }
+        let (shard, state) = (self.config.shard, state_text(state));
+        tracing::warn!(shard, before = state_text(before), state, "spilling");
+    }
+}
+
+/// A store's state, for people.
+pub(super) fn state_text(state: SpillState) -> String {
+    match state {
+        SpillState::Off => "off".to_owned(),
+        SpillState::Ready => "ready".to_owned(),
+        SpillState::Full(FullReason::Limit) => "full: disk_limit".to_owned(),
+        SpillState::Full(FullReason::Headroom) => "full: disk_headroom".to_owned(),
+        SpillState::Full(FullReason::NoSpace) => "full: no space in the file system".to_owned(),
+        SpillState::Failing(kind) => format!("failing: {}", kind),
+    }
+}
