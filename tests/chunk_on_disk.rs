@@ -1,5 +1,5 @@
-//! Sealed chunks go out to a real file, by each backend that the system allows, and come back, whole
-//! or with a name for what is wrong.
+//! Sealed chunks go out to a real file, by each backend that the system allows, and come back,
+//! whole or with a name for what is wrong.
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -181,7 +181,7 @@ fn flipped_bits_in_every_region_are_found() {
         bench.write_out(0).unwrap();
         let place = bench.write_out(1).unwrap();
         let used = u64::from(place.header().used_bytes);
-        // Each field of the header, the first batch's prefix, header and records, and the last byte.
+        // Each field of the header, the first batch's prefix, header and records, the last byte.
         let header = [0, 4, 8, 10, 12, 16, 24, 32, 40, 44, 48, 56, 63];
         let regions = header.into_iter().chain([64, 79, 80, 119, 120, 200, used / 2, used - 1]);
         for offset in regions {
