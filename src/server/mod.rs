@@ -10,6 +10,7 @@ use crate::config::{Config, ConfigError, LogLevel, Machine, Settings};
 use crate::io::affinity::{self, PinError};
 use crate::io::mio_net::MioNet;
 use crate::io::process::{self, DataDir, DataDirError};
+use crate::io::uring_disk::Refusal;
 use crate::shard::ShardConfig;
 use crate::shard::mailbox;
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -21,8 +22,9 @@ use tracing::level_filters::LevelFilter;
 /// Files that are open beside connections: listener, poller, standard streams, data.
 /// Beside them a few that were just closed may linger.
 const FILES_BESIDE_CONNECTIONS: u64 = 64;
-/// Of each shard but the first: listener, poller, waker, spare, data.
-const FILES_PER_SHARD: u64 = 8;
+/// Of each shard but the first: listener, poller, waker, spare, ring and its event, data directory
+/// and file.
+const FILES_PER_SHARD: u64 = 12;
 
 /// Why the broker did not start, or ended. Each is one line.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,9 @@ pub enum ServeError {
     /// A core is not there, or not for us.
     #[error(transparent)]
     Pin(#[from] PinError),
+    /// The configuration insists on io_uring, and the system gives us none.
+    #[error("cannot start with disk_backend = io_uring: {0}")]
+    Disk(#[from] Refusal),
     /// The system refused a thread or the signals.
     #[error("cannot start: {0}")]
     Start(std::io::Error),
@@ -179,7 +184,6 @@ fn log_start(config: &Config, files: u64) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         sockets = "mio",
-        disk = "threads",
         memory_limit_bytes = config.memory_limit_bytes,
         cores = affinity::cores_usable(),
         shards = config.shards,
