@@ -120,7 +120,7 @@ impl Spill {
             72..87 => self.release(),
             87..90 if universe.chance(100) => drop(self.store.trim()),
             90..95 if universe.fault(300) => self.rot(),
-            95 if universe.fault(200) => self.crash(),
+            95 if universe.fault(200) => return self.crash(),
             _ => {}
         }
         let free_bytes = self.disk.free_bytes();
@@ -272,6 +272,8 @@ impl Spill {
     fn recover(&mut self) {
         match self.stored.keys().next() {
             Some(&key) => self.read(key),
+            // What the store of before has begun comes to its end before there is a new one.
+            None if !self.is_settled() => {}
             None => {
                 self.recovering = false;
                 self.store = store(&self.disk, self.id);
