@@ -6,7 +6,7 @@ use crate::cli::failure::{Failure, Outcome};
 use crate::cli::fields::{Fields, number_lines};
 use crate::cli::output::Output;
 use crate::cli::rules::{RuleArgs, Rules};
-use crate::cli::table::{Align, Table, thousands};
+use crate::cli::table::{self, Align, Table, thousands};
 use crate::cli::wall::rfc3339;
 use crate::client::{ClientError, Start, SubscriptionDescription};
 use clap::{Args, Subcommand, ValueEnum};
@@ -140,10 +140,9 @@ pub fn run(args: &SubscriptionArgs) -> Outcome {
             let removed = deleted.map_err(|error| of.failure(broker, error))?;
             let mut fields = of.fields();
             fields.extend([("messages", removed.messages), ("bytes", removed.bytes)]);
-            let (messages, bytes) = (thousands(removed.messages), show_bytes(removed.bytes));
-            let text = format!(
-                "deleted subscription {name} of {queue}: it had {messages} messages, {bytes}\n"
-            );
+            let (messages, bytes) = (table::messages(removed.messages), show_bytes(removed.bytes));
+            let text =
+                format!("deleted subscription {name} of {queue}: it had {messages}, {bytes}\n");
             out.finish(&fields, text)
         }
     }
