@@ -6,7 +6,7 @@ use crate::cli::failure::Outcome;
 use crate::cli::fields::{Fields, number_lines};
 use crate::cli::message::MessageLine;
 use crate::cli::output::Output;
-use crate::cli::rules::RuleArgs;
+use crate::cli::rules::{RuleArgs, without_default};
 use crate::cli::subscription;
 use crate::cli::table::{self, Align, Table, excerpt, thousands};
 use crate::cli::wall::rfc3339;
@@ -55,7 +55,7 @@ enum Action {
         name: String,
     },
     /// Change options of a queue; what is not named stays
-    #[command(arg_required_else_help = true)]
+    #[command(arg_required_else_help = true, mut_args = without_default)]
     Update {
         /// Name of the queue
         name: String,

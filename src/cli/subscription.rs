@@ -5,7 +5,7 @@ use crate::cli::broker::BrokerArgs;
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::fields::{Fields, number_lines};
 use crate::cli::output::Output;
-use crate::cli::rules::{RuleArgs, Rules};
+use crate::cli::rules::{RuleArgs, Rules, without_default};
 use crate::cli::table::{self, Align, Table, thousands};
 use crate::cli::wall::rfc3339;
 use crate::client::{ClientError, Start, SubscriptionDescription};
@@ -46,7 +46,7 @@ enum Action {
         of: Of,
     },
     /// Change options of a subscription; what is not named stays
-    #[command(arg_required_else_help = true)]
+    #[command(arg_required_else_help = true, mut_args = without_default)]
     Update {
         #[command(flatten)]
         of: Of,
