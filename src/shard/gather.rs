@@ -148,7 +148,9 @@ fn add_stats(sum: &mut wire::StatsT, part: wire::StatsT) {
         disk_free_bytes spill_state);
     (sum.server_version, sum.shards) = (server_version, shards);
     sum.memory_limit_bytes = memory_limit_bytes;
-    (sum.disk_limit_bytes, sum.disk_free_bytes) = (disk_limit_bytes, disk_free_bytes);
+    sum.disk_limit_bytes = disk_limit_bytes;
+    // Not every shard has asked for it yet.
+    sum.disk_free_bytes = sum.disk_free_bytes.max(disk_free_bytes);
     sum.spill_state = worse_state(sum.spill_state.take(), spill_state);
     sum.uptime_ms = sum.uptime_ms.max(uptime_ms);
     let (part, sum) = (counters.unwrap_or_default(), sum.counters.get_or_insert_default());
