@@ -6,6 +6,7 @@ use crate::targets::peer::{Peer, READ_BYTES_MAX, SCRATCH_BYTES, bad_bytes};
 use crate::targets::{Shape, Wire};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 const CONNECT: &[u8] =
@@ -183,6 +184,10 @@ impl Wire for NatsWire {
         }
         self.ready = ready;
         Ok(())
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.epoll.fd())
     }
 
     fn confirmed(&self) -> u64 {

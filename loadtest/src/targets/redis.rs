@@ -7,12 +7,13 @@ use crate::targets::peer::{Peer, READ_BYTES_MAX, bad_bytes};
 use crate::targets::{Shape, Wire};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 /// Messages that one command takes.
 const TAKE_COUNT: usize = 250;
-/// A stream keeps what was acked; over so many entries the oldest go.
-const STREAM_LENGTH: usize = 200_000;
+/// A stream keeps what was acked; over so many entries beside those that wait the oldest go.
+const STREAM_LENGTH: u64 = 200_000;
 const KEY: &str = "loadtest";
 
 /// Which of Redis' queues.
@@ -41,6 +42,8 @@ pub struct RedisWire {
     connections: Vec<Connection>,
     consumers: usize,
     window: usize,
+    /// Entries that wait and must not go.
+    held: u64,
     body_bytes: usize,
     body: Vec<u8>,
     sent: Vec<u64>,
@@ -72,6 +75,7 @@ impl RedisWire {
             connections: Vec::new(),
             consumers: shape.consumers,
             window: shape.window,
+            held: shape.held,
             body_bytes: shape.body_bytes,
             body: vec![0; shape.body_bytes],
             sent: vec![0; shape.producers],
@@ -85,9 +89,9 @@ impl RedisWire {
                 let mut out = Vec::new();
                 command(&mut out, &group.map(str::as_bytes));
                 stream.write_all(&out)?;
-                let mut answer = [0; 5];
-                io::Read::read_exact(&mut stream, &mut answer)?;
-                if &answer != b"+OK\r\n" {
+                let answer = answer_line(&mut stream)?;
+                // Others of this run may have made it.
+                if answer != b"+OK\r\n" && !answer.starts_with(b"-BUSYGROUP ") {
                     return Err(bad_bytes("redis refused the consumer group"));
                 }
             }
@@ -127,6 +131,17 @@ impl RedisWire {
         }
         if connection.peer.is_pending() { self.flush(index) } else { Ok(()) }
     }
+}
+
+/// A short answer, to the end of its line.
+fn answer_line(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n") && answer.len() < 256 {
+        let mut byte = [0];
+        io::Read::read_exact(stream, &mut byte)?;
+        answer.push(byte[0]);
+    }
+    Ok(answer)
 }
 
 /// Appends a command.
@@ -293,7 +308,7 @@ impl Wire for RedisWire {
             append(out, KEY.as_bytes());
             self.pushed[producer].push_back(count as u64);
         }
-        let length = STREAM_LENGTH.to_string();
+        let length = (STREAM_LENGTH + self.held).to_string();
         for _ in 0..count {
             fill(&mut self.body);
             match self.kind {
@@ -330,6 +345,10 @@ impl Wire for RedisWire {
         }
         self.ready = ready;
         Ok(())
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.epoll.fd())
     }
 
     fn confirmed(&self) -> u64 {

@@ -20,6 +20,7 @@ use forebay::protocol::frame::{FrameHeader, Opcode};
 use forebay::protocol::hot::{AckRange, Confirm, CreditEntry, DeliverHeader};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 /// The one handle of most connections; those for many queues have this one and those behind it.
@@ -137,7 +138,8 @@ impl FastWire {
         Ok(())
     }
 
-    /// One connection consumes from all of `queues`, one publishes to them.
+    /// One connection consumes from all of `queues`, one publishes to them, as far as there are
+    /// clients for it.
     fn connect_queues(
         &mut self,
         door: &Door,
@@ -145,11 +147,16 @@ impl FastWire {
         queues: &[String],
         shape: Shape,
     ) -> io::Result<()> {
-        let mut control = door.connect()?;
-        for (handle, queue) in (HANDLE..).zip(queues) {
-            control.open_consumer(handle, queue, None, shape.credit)?;
+        if shape.consumers > 0 {
+            let mut control = door.connect()?;
+            for (handle, queue) in (HANDLE..).zip(queues) {
+                control.open_consumer(handle, queue, None, shape.credit)?;
+            }
+            self.add(bare_opened(control.into_stream()), Role::Consumer(first))?;
         }
-        self.add(bare_opened(control.into_stream()), Role::Consumer(first))?;
+        if shape.producers == 0 {
+            return Ok(());
+        }
         let mut control = door.connect()?;
         for (handle, queue) in (HANDLE..).zip(queues) {
             let (id, window_bytes_total) = control.open_producer(handle, queue)?;
@@ -463,6 +470,10 @@ impl Wire for FastWire {
         }
         self.ready = ready;
         Ok(())
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.epoll.fd())
     }
 
     fn confirmed(&self) -> u64 {
