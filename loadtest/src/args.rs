@@ -249,10 +249,11 @@ pub struct IdleArgs {
 /// Arguments of `compare`.
 #[derive(Args)]
 pub struct CompareArgs {
-    /// Targets; ratios are to the first
-    #[arg(long, value_enum, value_delimiter = ',',
-          default_values_t = [Target::BaselineRelay, Target::Forebay])]
-    pub targets: Vec<Target>,
+    /// Targets, or NAME=ARGS for a Forebay with these arguments of `forebay serve`; ratios are to
+    /// the first
+    #[arg(long, value_name = "TARGET,...", value_delimiter = ',', value_parser = parse_aim,
+          default_value = "baseline-relay,forebay")]
+    pub targets: Vec<Aim>,
     /// How often each target runs
     #[arg(long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u64).range(1..=100))]
@@ -264,6 +265,26 @@ pub struct CompareArgs {
     /// The measurement; its `--target` is set in turn, and its `--json` gets the comparison
     #[command(subcommand)]
     pub scenario: Scenario,
+}
+
+/// One of the targets of a comparison.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aim {
+    /// What the comparison calls it.
+    pub name: String,
+    /// What it is.
+    pub target: Target,
+    /// More arguments for `forebay serve`.
+    pub forebay_args: Vec<String>,
+}
+
+fn parse_aim(text: &str) -> Result<Aim, String> {
+    if let Some((name, more)) = text.split_once('=') {
+        let forebay_args = more.split_ascii_whitespace().map(str::to_owned).collect();
+        return Ok(Aim { name: name.to_owned(), target: Target::Forebay, forebay_args });
+    }
+    let target = Target::from_str(text, false)?;
+    Ok(Aim { name: text.to_owned(), target, forebay_args: Vec::new() })
 }
 
 /// Arguments of the hidden command.
@@ -283,7 +304,10 @@ pub struct ServeArgs {
     pub lifetime_s: u64,
 }
 
-pub(crate) fn count_parser(least: u64, most: u64) -> impl clap::builder::TypedValueParser<Value = u64> {
+pub(crate) fn count_parser(
+    least: u64,
+    most: u64,
+) -> impl clap::builder::TypedValueParser<Value = u64> {
     clap::value_parser!(u64).range(least..=most)
 }
 
@@ -376,7 +400,17 @@ mod tests {
         let line = ["x", "compare", "--repetitions", "2", "throughput", "--spawn", "--size", "16"];
         let Command::Compare(args) = Cli::parse_from(line).command else { panic!("another") };
         assert!(args.repetitions == 2 && args.scenario.target().spawn);
-        assert_eq!(args.targets, [Target::BaselineRelay, Target::Forebay]);
+        let targets: Vec<Target> = args.targets.iter().map(|aim| aim.target).collect();
+        assert_eq!(targets, [Target::BaselineRelay, Target::Forebay]);
+    }
+
+    #[test]
+    fn a_comparison_may_be_of_one_broker_with_other_arguments() {
+        let aim = parse_aim("small=--memory-limit=256MiB --disk-limit=1GiB").unwrap();
+        assert_eq!((aim.name.as_str(), aim.target), ("small", Target::Forebay));
+        assert_eq!(aim.forebay_args, ["--memory-limit=256MiB", "--disk-limit=1GiB"]);
+        assert_eq!(parse_aim("baseline-disk-read").unwrap().target, Target::BaselineDiskRead);
+        assert!(parse_aim("rabbit").is_err());
     }
 
     #[test]

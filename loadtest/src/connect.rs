@@ -59,10 +59,7 @@ pub fn play(
     }
 }
 
-fn redis_door(
-    server: SocketAddr,
-    kind: redis::Kind,
-) -> impl FnMut(Shape) -> io::Result<RedisWire> {
+fn redis_door(server: SocketAddr, kind: redis::Kind) -> impl FnMut(Shape) -> io::Result<RedisWire> {
     move |shape| RedisWire::connect(server, kind, shape)
 }
 

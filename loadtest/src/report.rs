@@ -193,7 +193,7 @@ impl Machine {
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// What was measured.
-    pub target: &'static str,
+    pub target: String,
     /// How.
     pub scenario: &'static str,
     /// Messages in the measured part: received, or confirmed where nobody consumes.

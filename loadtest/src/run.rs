@@ -239,7 +239,7 @@ fn report(
 ) -> Report {
     let messages_per_s = outcome.messages as f64 / outcome.seconds;
     Report {
-        target: args.target.name(),
+        target: args.target.name().to_owned(),
         scenario,
         messages: outcome.messages,
         seconds: outcome.seconds,
@@ -276,15 +276,13 @@ fn start(args: &TargetArgs, ring_bytes: u64) -> io::Result<Running> {
         return Err(io::Error::other("say --spawn to start the target, or --server ADDR"));
     }
     let (command, directory) = match args.target {
-        Target::Forebay => {
-            match &args.data_dir {
-                Some(path) => (broker_command(args, path)?, None),
-                None => {
-                    let directory = TempDir::with_prefix("forebay-loadtest-")?;
-                    (broker_command(args, &directory.path().join("data"))?, Some(directory))
-                }
+        Target::Forebay => match &args.data_dir {
+            Some(path) => (broker_command(args, path)?, None),
+            None => {
+                let directory = TempDir::with_prefix("forebay-loadtest-")?;
+                (broker_command(args, &directory.path().join("data"))?, Some(directory))
             }
-        }
+        },
         Target::RedisStream | Target::RedisList | Target::Nats => {
             let (command, address, directory) = peer_command(args.target)?;
             let core = args.broker_core.0;

@@ -2,8 +2,8 @@
 //! fixed rate and its latency is taken. How fast it goes in and comes out, what it costs in memory,
 //! and whether all of it comes back once, whole and in order.
 
-use crate::args_backlog::BacklogArgs;
 use crate::args::batch_max;
+use crate::args_backlog::BacklogArgs;
 use crate::clock::as_ns;
 use crate::report::LatencyFigures;
 use crate::run::Outcome;
@@ -106,9 +106,9 @@ pub fn report(args: &BacklogArgs, found: Found, samples: &[Sample]) -> Outcome {
         outcome.more.insert("drain_bytes_per_s".into(), (rate * args.size as f64).into());
         let used = start.used.until(&end.used, end.arrived - start.arrived);
         let each = used.broker_cpu_s_per_million;
-        outcome.more.extend(each.map(|cpu_s| {
-            ("drain_broker_cpu_s_per_million".to_owned(), cpu_s.into())
-        }));
+        outcome
+            .more
+            .extend(each.map(|cpu_s| ("drain_broker_cpu_s_per_million".to_owned(), cpu_s.into())));
     }
     memory(&mut outcome, &found, samples, "filling");
     outcome

@@ -43,8 +43,7 @@ impl Schedule {
     pub fn due_ns(&self, nth: u64) -> Option<u64> {
         let behind = self.pieces.partition_point(|piece| piece.first <= nth);
         let piece = self.pieces[..behind].last().filter(|piece| piece.rate > 0)?;
-        let since_ns =
-            u128::from(nth - piece.first) * 1_000_000_000 / u128::from(piece.rate);
+        let since_ns = u128::from(nth - piece.first) * 1_000_000_000 / u128::from(piece.rate);
         Some(piece.start_ns + since_ns as u64)
     }
 }
@@ -218,9 +217,13 @@ mod tests {
             log.confirm(&schedule, nth + 1, nth * 100_000_000 + 1_000_000);
         }
         log.confirm(&schedule, 1011, 3 * SECOND);
-        let phases =
-            [("before", 0), ("pause", SECOND), ("burst", 2 * SECOND), ("late", 2 * SECOND + 500_000_000)]
-                .map(|(name, start_ns)| Phase { name, start_ns });
+        let phases = [
+            ("before", 0),
+            ("pause", SECOND),
+            ("burst", 2 * SECOND),
+            ("late", 2 * SECOND + 500_000_000),
+        ]
+        .map(|(name, start_ns)| Phase { name, start_ns });
         let (figures, all) = split(&schedule, &log, &phases, 3 * SECOND);
         let named: Vec<_> = figures.iter().map(|each| (each.phase, each.messages)).collect();
         assert_eq!(named, [("before", 10), ("burst", 500), ("late", 501)]);

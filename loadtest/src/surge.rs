@@ -294,14 +294,12 @@ impl<W: Wire, C: FnMut(Shape) -> io::Result<W>> Run<'_, W, C> {
         let Plan { shape, batch, window, stages, .. } = self.plan;
         if stages.iter().any(|stage| stage.flood > 0) {
             let wire = (self.connect)(Shape { consumers: 0, ..*shape })?;
-            let mut flood =
-                Flood::new(shape.producers, *batch, shape.body_bytes, shape.queues > 1);
+            let mut flood = Flood::new(shape.producers, *batch, shape.body_bytes, shape.queues > 1);
             flood.digest = Some(Digest::default());
             self.flood = Some((flood, wire));
         }
         if stages.iter().any(|stage| stage.rate > 0) {
-            let shape =
-                Shape { producers: 1, consumers: 0, queues: 1, window: *window, ..*shape };
+            let shape = Shape { producers: 1, consumers: 0, queues: 1, window: *window, ..*shape };
             self.steady = Some(Steady {
                 wire: (self.connect)(shape)?,
                 schedule: Schedule::default(),

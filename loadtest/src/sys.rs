@@ -130,8 +130,7 @@ impl PageBuffer {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: a new mapping anywhere; no memory of ours is touched.
-        let start =
-            unsafe { libc::mmap(std::ptr::null_mut(), mapped, protection, flags, -1, 0) };
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), mapped, protection, flags, -1, 0) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

@@ -70,6 +70,36 @@ fn what_is_due_is_sent_and_received() {
 }
 
 #[test]
+fn backlogs_come_back_whole() {
+    for client in ["wire", "blocking", "tokio"] {
+        let rates = "--rate 1000 --before 200ms --after 100ms --idle 100ms --consumers 2";
+        let report = measure(&format!("backlog --client {client} --bytes 8MiB {rates} --warm"));
+        assert_eq!(report["received"], report["sent"], "{report}");
+        let more = &report["more"];
+        assert_eq!(more["sent_digest"], more["received_digest"], "{report}");
+        assert_eq!(report["phases"][0]["phase"], "before", "{report}");
+        let asked = report["samples"].as_array().unwrap();
+        assert!(asked.iter().any(|sample| sample["chunk_bytes"].as_u64() > Some(0)), "{report}");
+    }
+}
+
+#[test]
+fn many_queues_hold_a_backlog_together() {
+    let report = measure("backlog --client wire --queues 300 --bytes 16MiB --idle 0 --warm");
+    assert_eq!((&report["received"], &report["sent"]), (&32768.into(), &32768.into()));
+}
+
+#[test]
+fn a_spike_comes_back_whole() {
+    for client in ["wire", "blocking", "tokio"] {
+        let rates = "--rate 1000 --drain 5000 --burst 3 --burst-time 300ms";
+        let times = "--before 200ms --after 100ms --idle 0";
+        let report = measure(&format!("spike --client {client} {rates} {times}"));
+        assert_eq!(report["received"], report["sent"], "{report}");
+    }
+}
+
+#[test]
 fn idle_connections_and_queues_are_held() {
     let report = measure("idle --connections 20 --queues 500 --duration 200ms");
     assert!(report["more"]["rss_bytes"].as_u64().unwrap() > 0, "{report}");

@@ -13,7 +13,7 @@ use forebay::format::batch::BatchHeader;
 use forebay::format::record::{RecordHeader, Records};
 use forebay::limits::{
     ACK_RANGES_MAX, BATCH_HEADER_BYTES, BATCH_RECORDS_BYTES_MAX, CREDIT_ENTRIES_MAX,
-    FRAME_HEADER_BYTES, HANDLES_MAX, RECORD_HEADER_BYTES,
+    CREDIT_MESSAGES_MAX, FRAME_HEADER_BYTES, HANDLES_MAX, RECORD_HEADER_BYTES,
 };
 use forebay::protocol::control::Answer;
 use forebay::protocol::frame::{FrameHeader, Opcode};
@@ -150,9 +150,11 @@ impl FastWire {
         if shape.consumers > 0 {
             let mut control = door.connect()?;
             for (handle, queue) in (HANDLE..).zip(queues) {
-                control.open_consumer(handle, queue, None, shape.credit)?;
+                // Without credit for now: answers to the other opens must not meet deliveries.
+                control.open_consumer(handle, queue, None, 0)?;
             }
             self.add(bare_opened(control.into_stream()), Role::Consumer(first))?;
+            self.grant_first(queues.len(), shape.credit);
         }
         if shape.producers == 0 {
             return Ok(());
@@ -165,6 +167,21 @@ impl FastWire {
             self.producers.push(producer);
         }
         self.add_peer(control.into_stream(), Role::Producer(first))
+    }
+
+    /// Grants credit to the consumers of the last connection.
+    fn grant_first(&mut self, handles: usize, credit: usize) {
+        let peer = self.peers.len() - 1;
+        let entry = |nth| CreditEntry {
+            handle: HANDLE + nth as u32,
+            messages: u32::try_from(credit).unwrap_or(u32::MAX).min(CREDIT_MESSAGES_MAX),
+            bytes: 0,
+        };
+        for first in (0..handles).step_by(CREDIT_ENTRIES_MAX) {
+            let end = handles.min(first + CREDIT_ENTRIES_MAX);
+            credit_frame((first..end).map(entry), &mut self.peers[peer].out);
+        }
+        self.dirty.push(peer);
     }
 
     fn empty(shape: Shape, whole: bool) -> io::Result<FastWire> {
@@ -370,14 +387,20 @@ fn answer(received: &[Received], whole: bool, out: &mut Vec<u8>) {
             out.extend_from_slice(&range.encode());
         }
         if whole {
-            let bytes = received.len() * CreditEntry::BYTES;
-            out.extend_from_slice(&FrameHeader::new(Opcode::Credit, 0, bytes).encode());
-            for &Received { handle, messages, bytes, .. } in received {
-                let credit = CreditEntry { handle, messages: messages as u32, bytes };
-                out.extend_from_slice(&credit.encode());
-            }
+            let entry = |&Received { handle, messages, bytes, .. }: &Received| CreditEntry {
+                handle,
+                messages: messages as u32,
+                bytes,
+            };
+            credit_frame(received.iter().map(entry), out);
         }
     }
+}
+
+fn credit_frame(entries: impl ExactSizeIterator<Item = CreditEntry>, out: &mut Vec<u8>) {
+    let bytes = entries.len() * CreditEntry::BYTES;
+    out.extend_from_slice(&FrameHeader::new(Opcode::Credit, 0, bytes).encode());
+    entries.for_each(|entry| out.extend_from_slice(&entry.encode()));
 }
 
 /// Shows the messages of a deliver frame.
