@@ -31,6 +31,8 @@ const BATCH_MAX: u64 = 256;
 const DRAIN_ARREARS_NS: u64 = 20_000_000;
 /// Turns for what is still to be sent, before consumers go.
 const LAST_TURNS: u32 = 5;
+/// So soon a target has seen that they are gone.
+const GONE: Duration = Duration::from_millis(100);
 
 /// What consumers do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +91,8 @@ pub struct Plan {
 pub struct Mark {
     /// Of the stage that began.
     pub name: &'static str,
+    /// When its rate began.
+    pub start_ns: u64,
     /// What was used so far, and when that was.
     pub used: UseSample,
     /// Messages that are confirmed.
@@ -128,7 +132,7 @@ impl Found {
 
     /// The stages as phases.
     pub fn phases(&self) -> Vec<Phase> {
-        let phase = |mark: &Mark| Phase { name: mark.name, start_ns: mark.used.ns() };
+        let phase = |mark: &Mark| Phase { name: mark.name, start_ns: mark.start_ns };
         self.marks.iter().map(phase).collect()
     }
 }
@@ -316,24 +320,21 @@ impl<W: Wire, C: FnMut(Shape) -> io::Result<W>> Run<'_, W, C> {
     fn go(&mut self, pid: Option<u32>, interrupt: &Interrupt) -> io::Result<Found> {
         let (mut marks, mut cut_short) = (Vec::new(), Vec::new());
         for stage in &self.plan.stages {
-            self.enter(stage)?;
-            marks.push(self.mark(stage.name, pid)?);
+            let start_ns = self.enter(stage)?;
+            marks.push(self.mark(stage.name, start_ns, pid)?);
             if !self.stage(stage, interrupt)? {
                 cut_short.push(stage.name);
             }
         }
-        let end = self.mark("over", pid)?;
+        let end = self.mark("over", self.clock.ns(), pid)?;
         marks.push(end);
         Ok(self.found(marks, cut_short))
     }
 
-    /// Consumers come or go; the rates change.
-    fn enter(&mut self, stage: &Stage) -> io::Result<()> {
+    /// Consumers come or go; then the rates change. When that was.
+    fn enter(&mut self, stage: &Stage) -> io::Result<u64> {
         if stage.drain == Drain::Off {
-            for _ in 0..LAST_TURNS {
-                self.take()?;
-            }
-            self.taking = None;
+            self.dismiss()?;
         } else if self.taking.is_none() {
             self.taking = Some((self.connect)(Shape { producers: 0, ..self.plan.shape })?);
         }
@@ -346,6 +347,18 @@ impl<W: Wire, C: FnMut(Shape) -> io::Result<W>> Run<'_, W, C> {
         self.pace = Pace::new(stage.drain, now_ns);
         if let Some(steady) = &mut self.steady {
             steady.schedule.set_rate(now_ns, stage.rate);
+        }
+        Ok(now_ns)
+    }
+
+    /// Consumers go; the last acks before them.
+    fn dismiss(&mut self) -> io::Result<()> {
+        for _ in 0..LAST_TURNS {
+            self.take()?;
+        }
+        if self.taking.take().is_some() {
+            // A bare target gives messages to who has gone until it has seen that.
+            std::thread::park_timeout(GONE);
         }
         Ok(())
     }
@@ -444,9 +457,9 @@ impl<W: Wire, C: FnMut(Shape) -> io::Result<W>> Run<'_, W, C> {
         })
     }
 
-    fn mark(&self, name: &'static str, pid: Option<u32>) -> io::Result<Mark> {
+    fn mark(&self, name: &'static str, start_ns: u64, pid: Option<u32>) -> io::Result<Mark> {
         let used = UseSample::take(self.clock.ns(), pid)?;
-        Ok(Mark { name, used, confirmed: self.confirmed(), arrived: self.arrived })
+        Ok(Mark { name, start_ns, used, confirmed: self.confirmed(), arrived: self.arrived })
     }
 
     fn found(&mut self, marks: Vec<Mark>, cut_short: Vec<&'static str>) -> Found {

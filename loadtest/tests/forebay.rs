@@ -99,6 +99,18 @@ fn a_spike_comes_back_whole() {
     }
 }
 
+/// What a full broker refuses is sent again, in order, and waits meanwhile.
+#[test]
+fn a_spike_over_the_memory_limit_comes_back_whole() {
+    for client in ["wire", "blocking"] {
+        let rates = "--rate 1000 --drain 10000 --burst 8 --burst-time 1s --size 2KiB";
+        let more = "--before 0 --after 0 --idle 0 --forebay-arg=--memory-limit=64MiB";
+        let report = measure(&format!("spike --client {client} {rates} {more}"));
+        assert_eq!(report["received"], report["sent"], "{report}");
+        assert!(report["sent"].as_u64() > Some(79_000), "{report}");
+    }
+}
+
 #[test]
 fn idle_connections_and_queues_are_held() {
     let report = measure("idle --connections 20 --queues 500 --duration 200ms");

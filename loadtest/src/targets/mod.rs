@@ -8,6 +8,7 @@ pub mod nats;
 pub mod peer;
 pub mod redis;
 pub mod relay;
+pub mod resend;
 pub mod wire;
 
 use crate::args::ServeArgs;
