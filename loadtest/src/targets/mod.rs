@@ -9,6 +9,7 @@ pub mod peer;
 pub mod redis;
 pub mod relay;
 pub mod resend;
+pub mod text;
 pub mod wire;
 
 use crate::args::ServeArgs;

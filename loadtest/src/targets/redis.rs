@@ -2,8 +2,8 @@
 //! connection and turn. As a stream each message is acked by its consumer group; as a list it is
 //! gone when it was taken, so nothing of a consumer that dies comes back.
 
-use crate::sys::{Epoll, Ready};
-use crate::targets::peer::{Peer, READ_BYTES_MAX, bad_bytes};
+use crate::targets::peer::{Peer, bad_bytes};
+use crate::targets::text::TextConnections;
 use crate::targets::{Shape, Wire};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -25,21 +25,11 @@ pub enum Kind {
     List,
 }
 
-struct Connection {
-    peer: Peer,
-    /// Bytes read and not yet parsed, and how far they are.
-    bytes: Vec<u8>,
-    at: usize,
-}
-
 /// Connections to one server.
 pub struct RedisWire {
     kind: Kind,
-    epoll: Epoll,
-    ready: Vec<Ready>,
-    scratch: Vec<u8>,
     /// Consumers first.
-    connections: Vec<Connection>,
+    connections: TextConnections,
     consumers: usize,
     window: usize,
     /// Entries that wait and must not go.
@@ -69,10 +59,7 @@ impl RedisWire {
     pub fn connect(server: SocketAddr, kind: Kind, shape: Shape) -> io::Result<RedisWire> {
         let mut wire = RedisWire {
             kind,
-            epoll: Epoll::new()?,
-            ready: Vec::new(),
-            scratch: vec![0; crate::targets::peer::SCRATCH_BYTES],
-            connections: Vec::new(),
+            connections: TextConnections::new()?,
             consumers: shape.consumers,
             window: shape.window,
             held: shape.held,
@@ -96,40 +83,12 @@ impl RedisWire {
                 }
             }
             let mut peer = Peer::new(stream)?;
-            wire.epoll.add(peer.fd(), nth as u64, false)?;
             if nth < shape.consumers {
                 take_more(kind, nth, &mut peer.out);
-                peer.flush()?;
             }
-            wire.connections.push(Connection { peer, bytes: Vec::new(), at: 0 });
+            wire.connections.add(peer)?;
         }
         Ok(wire)
-    }
-
-    fn flush(&mut self, index: usize) -> io::Result<()> {
-        let peer = &mut self.connections[index].peer;
-        let all = peer.flush()?;
-        self.epoll.change(self.connections[index].peer.fd(), index as u64, !all)
-    }
-
-    fn read(&mut self, index: usize, take: &mut impl FnMut(usize, &[u8])) -> io::Result<()> {
-        let connection = &mut self.connections[index];
-        let count = connection.peer.read(&mut self.scratch)?;
-        connection.bytes.extend_from_slice(&self.scratch[..count]);
-        let taken = if index < self.consumers {
-            let (kind, out) = (self.kind, &mut connection.peer.out);
-            consume(kind, index, &connection.bytes[connection.at..], out, take)?
-        } else {
-            let nth = index - self.consumers;
-            let pushed = &mut self.pushed[nth];
-            confirm(&connection.bytes[connection.at..], pushed, &mut self.confirmed[nth])?
-        };
-        connection.at += taken;
-        if connection.at == connection.bytes.len() || connection.at > READ_BYTES_MAX {
-            connection.bytes.drain(..connection.at);
-            connection.at = 0;
-        }
-        if connection.peer.is_pending() { self.flush(index) } else { Ok(()) }
     }
 }
 
@@ -300,7 +259,7 @@ impl Wire for RedisWire {
         count: usize,
         mut fill: impl FnMut(&mut [u8]),
     ) -> io::Result<()> {
-        let out = &mut self.connections[self.consumers + producer].peer.out;
+        let out = self.connections.out(self.consumers + producer);
         debug_assert_eq!(self.body.len(), self.body_bytes);
         if self.kind == Kind::List {
             begin(out, 2 + count);
@@ -327,28 +286,15 @@ impl Wire for RedisWire {
     }
 
     fn turn(&mut self, wait: Duration, mut take: impl FnMut(usize, &[u8])) -> io::Result<()> {
-        for index in self.consumers..self.connections.len() {
-            if self.connections[index].peer.is_pending() {
-                self.flush(index)?;
-            }
-        }
-        let mut ready = std::mem::take(&mut self.ready);
-        ready.clear();
-        self.epoll.wait(wait, &mut ready)?;
-        for event in &ready {
-            if event.writable {
-                self.flush(event.token as usize)?;
-            }
-            if event.readable {
-                self.read(event.token as usize, &mut take)?;
-            }
-        }
-        self.ready = ready;
-        Ok(())
+        let RedisWire { kind, connections, consumers, pushed, confirmed, .. } = self;
+        connections.turn(wait, |index, bytes, out| match index.checked_sub(*consumers) {
+            None => consume(*kind, index, bytes, out, &mut take),
+            Some(producer) => confirm(bytes, &mut pushed[producer], &mut confirmed[producer]),
+        })
     }
 
     fn poll_fd(&self) -> Option<RawFd> {
-        Some(self.epoll.fd())
+        Some(self.connections.poll_fd())
     }
 
     fn confirmed(&self) -> u64 {
