@@ -87,8 +87,8 @@ fn stages(args: &BacklogArgs, flood: u64) -> Vec<Stage> {
     stages
 }
 
-/// Messages that a consumer may have delivered and unacked; at a fixed drain a tenth of a second's,
-/// so that no lease ends while they wait.
+/// Messages that a consumer may have delivered and unacked; at a fixed drain a tenth of a
+/// second's, so that no lease ends while they wait.
 pub fn credit(window: usize, drain: Option<u64>, consumers: usize) -> usize {
     let paced = drain.map_or(usize::MAX, |drain| drain as usize / 10 / consumers);
     (2 * window).min(paced).max(256)
@@ -118,8 +118,8 @@ fn seconds(start: &Mark, end: &Mark) -> f64 {
     (end.used.ns() - start.used.ns()).max(1) as f64 / 1e9
 }
 
-/// What both scenarios report. `first` is the first stage of which phases are shown, `measured` that
-/// whose messages and processor time count.
+/// What both scenarios report. `first` is the stage from which a spill is looked for, `measured`
+/// that whose messages and processor time count.
 pub fn outcome(
     found: &Found,
     samples: &[Sample],

@@ -1,5 +1,5 @@
-//! What a producer of the hand-written client has sent and not seen confirmed, to be sent again from
-//! where a full broker refused it. Bodies all have one size, so a batch is cut by counting.
+//! What a producer of the hand-written client has sent and not seen confirmed, to be sent again
+//! from where a full broker refused it. Bodies all have one size, so a batch is cut by counting.
 
 use forebay::base::checksum::crc32c;
 use forebay::format::batch::BatchHeader;

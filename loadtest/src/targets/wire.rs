@@ -381,8 +381,8 @@ impl Producer {
         Ok(confirmed)
     }
 
-    /// A queue that blocks just grants nothing for a while; what it refused is sent again, if it was
-    /// kept. Messages that this confirms.
+    /// A queue that blocks just grants nothing for a while; what it refused is sent again, if it
+    /// was kept. Messages that this confirms.
     fn take_answer(&mut self, opcode: Opcode, payload: &[u8]) -> io::Result<u64> {
         match (Answer::decode(opcode, payload), &mut self.unconfirmed) {
             (Ok(Answer::Blocked(_)), _) => {
