@@ -395,7 +395,8 @@ impl Producer {
                 Ok(0)
             }
             (Ok(Answer::PublishError(error)), Some(unconfirmed))
-                if ErrorCode::from_u16(error.code).is_some_and(ErrorCode::is_retryable)
+                // A code that is not known is one of a later broker, and tried again.
+                if ErrorCode::from_u16(error.code).is_none_or(ErrorCode::is_retryable)
                     && (self.confirmed + 1..=self.sent + 1).contains(&error.sequence) =>
             {
                 unconfirmed.refuse(error.sequence)?;
