@@ -1,7 +1,9 @@
 //! The command line: scenarios, what they share, and the hidden command that serves a baseline.
 
+use crate::args_backlog::{BacklogArgs, DiskArgs, SpikeArgs};
 use crate::body::{BODY_BYTES_MAX, BODY_BYTES_MIN, PRODUCERS_MAX, TIME_NS_MAX};
 use crate::scenario_throughput::RUN_NS_MAX;
+use crate::surge;
 use crate::targets::Target;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use forebay::base::units::{parse_bytes, parse_duration};
@@ -48,6 +50,12 @@ pub enum Scenario {
     Latency(LatencyArgs),
     /// Memory and CPU of the target with many connections or queues that do nothing
     Idle(IdleArgs),
+    /// A burst at several times what consumers take, and its drain: publish latency all through
+    Spike(SpikeArgs),
+    /// Fill while nobody consumes, then drain, publishing all the while
+    Backlog(BacklogArgs),
+    /// Raw writes to or reads from the disk, of the sizes that the broker uses
+    Disk(DiskArgs),
 }
 
 /// What all scenarios take.
@@ -77,6 +85,9 @@ pub struct TargetArgs {
     /// One more argument for `forebay serve`; can be given several times
     #[arg(long = "forebay-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub forebay_args: Vec<String>,
+    /// Data directory of a broker that is started, kept and used again; else a temporary one
+    #[arg(long, value_name = "PATH")]
+    pub data_dir: Option<PathBuf>,
     /// Which client speaks to Forebay
     #[arg(long, value_enum, default_value_t = ClientKind::Blocking)]
     pub client: ClientKind,
@@ -238,10 +249,11 @@ pub struct IdleArgs {
 /// Arguments of `compare`.
 #[derive(Args)]
 pub struct CompareArgs {
-    /// Targets; ratios are to the first
-    #[arg(long, value_enum, value_delimiter = ',',
-          default_values_t = [Target::BaselineRelay, Target::Forebay])]
-    pub targets: Vec<Target>,
+    /// Targets, or NAME=ARGS for a Forebay with these arguments of `forebay serve`; ratios are to
+    /// the first
+    #[arg(long, value_name = "TARGET,...", value_delimiter = ',', value_parser = parse_aim,
+          default_value = "baseline-relay,forebay")]
+    pub targets: Vec<Aim>,
     /// How often each target runs
     #[arg(long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u64).range(1..=100))]
@@ -253,6 +265,26 @@ pub struct CompareArgs {
     /// The measurement; its `--target` is set in turn, and its `--json` gets the comparison
     #[command(subcommand)]
     pub scenario: Scenario,
+}
+
+/// One of the targets of a comparison.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aim {
+    /// What the comparison calls it.
+    pub name: String,
+    /// What it is.
+    pub target: Target,
+    /// More arguments for `forebay serve`.
+    pub forebay_args: Vec<String>,
+}
+
+fn parse_aim(text: &str) -> Result<Aim, String> {
+    if let Some((name, more)) = text.split_once('=') {
+        let forebay_args = more.split_ascii_whitespace().map(str::to_owned).collect();
+        return Ok(Aim { name: name.to_owned(), target: Target::Forebay, forebay_args });
+    }
+    let target = Target::from_str(text, false)?;
+    Ok(Aim { name: text.to_owned(), target, forebay_args: Vec::new() })
 }
 
 /// Arguments of the hidden command.
@@ -272,11 +304,14 @@ pub struct ServeArgs {
     pub lifetime_s: u64,
 }
 
-fn count_parser(least: u64, most: u64) -> impl clap::builder::TypedValueParser<Value = u64> {
+pub(crate) fn count_parser(
+    least: u64,
+    most: u64,
+) -> impl clap::builder::TypedValueParser<Value = u64> {
     clap::value_parser!(u64).range(least..=most)
 }
 
-fn parse_body_bytes(text: &str) -> Result<usize, String> {
+pub(crate) fn parse_body_bytes(text: &str) -> Result<usize, String> {
     let bytes = parse_bytes(text).map_err(|error| error.to_string())?;
     usize::try_from(bytes)
         .ok()
@@ -284,7 +319,7 @@ fn parse_body_bytes(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("must be {BODY_BYTES_MIN} to {BODY_BYTES_MAX} bytes"))
 }
 
-fn parse_run_time(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_run_time(text: &str) -> Result<Duration, String> {
     let time = parse_duration(text).map_err(|error| error.to_string())?;
     if time > DURATION_MAX { Err("must be at most 10m".into()) } else { Ok(time) }
 }
@@ -294,7 +329,10 @@ fn parse_warmup(text: &str) -> Result<Duration, String> {
     if time > WARMUP_MAX { Err("must be at most 1m".into()) } else { Ok(time) }
 }
 
-fn in_seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn in_seconds<S: serde::Serializer>(
+    time: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(time.as_secs_f64())
 }
 
@@ -305,6 +343,9 @@ impl Scenario {
             Scenario::Throughput(args) => &args.target,
             Scenario::Latency(args) => &args.target,
             Scenario::Idle(args) => &args.target,
+            Scenario::Spike(args) => &args.target,
+            Scenario::Backlog(args) => &args.target,
+            Scenario::Disk(args) => &args.target,
         }
     }
 
@@ -314,6 +355,9 @@ impl Scenario {
             Scenario::Throughput(args) => &mut args.target,
             Scenario::Latency(args) => &mut args.target,
             Scenario::Idle(args) => &mut args.target,
+            Scenario::Spike(args) => &mut args.target,
+            Scenario::Backlog(args) => &mut args.target,
+            Scenario::Disk(args) => &mut args.target,
         }
     }
 }
@@ -327,6 +371,7 @@ const _: () = {
     assert!(50_000 <= PRODUCERS_MAX);
     assert!(DURATION_MAX.as_nanos() + WARMUP_MAX.as_nanos() < TIME_NS_MAX as u128);
     assert!(RUN_NS_MAX < TIME_NS_MAX);
+    assert!(surge::RUN_NS_MAX < TIME_NS_MAX);
 };
 
 #[cfg(test)]
@@ -355,7 +400,17 @@ mod tests {
         let line = ["x", "compare", "--repetitions", "2", "throughput", "--spawn", "--size", "16"];
         let Command::Compare(args) = Cli::parse_from(line).command else { panic!("another") };
         assert!(args.repetitions == 2 && args.scenario.target().spawn);
-        assert_eq!(args.targets, [Target::BaselineRelay, Target::Forebay]);
+        let targets: Vec<Target> = args.targets.iter().map(|aim| aim.target).collect();
+        assert_eq!(targets, [Target::BaselineRelay, Target::Forebay]);
+    }
+
+    #[test]
+    fn a_comparison_may_be_of_one_broker_with_other_arguments() {
+        let aim = parse_aim("small=--memory-limit=256MiB --disk-limit=1GiB").unwrap();
+        assert_eq!((aim.name.as_str(), aim.target), ("small", Target::Forebay));
+        assert_eq!(aim.forebay_args, ["--memory-limit=256MiB", "--disk-limit=1GiB"]);
+        assert_eq!(parse_aim("baseline-disk-read").unwrap().target, Target::BaselineDiskRead);
+        assert!(parse_aim("rabbit").is_err());
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! Several targets in turn, several times over: the machine drifts, so only figures of the same
 //! minute may be compared. Prints the median and range of each, and of the ratios round by round.
 
-use crate::args::{CompareArgs, Scenario};
+use crate::args::{Aim, CompareArgs, Scenario};
 use crate::report::{Report, write_json};
 use crate::run::{Interrupt, run};
-use crate::targets::Target;
 use serde::Serialize;
 use std::fmt::Write;
 use std::io;
@@ -20,8 +19,12 @@ struct Figure {
     of: fn(&Report) -> Option<f64>,
 }
 
-const FIGURES: [Figure; 8] = [
+const FIGURES: [Figure; 9] = [
     Figure { name: "messages_per_s", of: |report| Some(report.messages_per_s) },
+    Figure {
+        name: "drain_messages_per_s",
+        of: |report| report.more.get("drain_messages_per_s")?.as_f64(),
+    },
     Figure { name: "p50_us", of: |report| report.latency.p50_us },
     Figure { name: "p99_us", of: |report| report.latency.p99_us },
     Figure { name: "p999_us", of: |report| report.latency.p999_us },
@@ -56,7 +59,7 @@ impl Spread {
 #[derive(Serialize)]
 struct Row {
     figure: &'static str,
-    target: &'static str,
+    target: String,
     value: Spread,
     /// To the first target, in the same round.
     ratio: Option<Spread>,
@@ -82,8 +85,9 @@ pub fn compare(args: &CompareArgs, interrupt: &Interrupt) -> io::Result<bool> {
     let mut sound = true;
     while (rounds.len() as u64) < args.repetitions {
         let mut round = Vec::new();
-        for target in &args.targets {
-            let report = run(&aimed(&args.scenario, *target), interrupt)?;
+        for aim in &args.targets {
+            let mut report = run(&aimed(&args.scenario, aim), interrupt)?;
+            report.target.clone_from(&aim.name);
             eprintln!("round {}\n{}", rounds.len() + 1, report.table());
             sound &= report.is_sound();
             round.push(report);
@@ -109,9 +113,11 @@ fn is_noisy(run: &Report) -> bool {
         || run.processors.foreign_percent > FOREIGN_PERCENT_MAX
 }
 
-fn aimed(scenario: &Scenario, target: Target) -> Scenario {
+fn aimed(scenario: &Scenario, aim: &Aim) -> Scenario {
     let mut scenario = scenario.clone();
-    scenario.target_mut().target = target;
+    let args = scenario.target_mut();
+    args.target = aim.target;
+    args.forebay_args.extend_from_slice(&aim.forebay_args);
     scenario
 }
 
@@ -129,7 +135,7 @@ fn rows(rounds: &[Vec<Report>]) -> Vec<Row> {
                 )
             });
             let ratio = (nth > 0).then(|| Spread::of(ratios.collect())).flatten();
-            rows.push(Row { figure: figure.name, target: run.target, value, ratio });
+            rows.push(Row { figure: figure.name, target: run.target.clone(), value, ratio });
         }
     }
     rows

@@ -2,18 +2,28 @@
 //! they print.
 
 mod args;
+mod args_backlog;
 mod body;
 mod clock;
 mod compare;
+mod connect;
+mod disk;
+mod flood;
 mod integrity;
 mod proc;
 mod report;
 mod run;
+mod scenario_backlog;
+mod scenario_disk;
 mod scenario_idle;
 mod scenario_latency;
+mod scenario_spike;
 mod scenario_throughput;
+mod schedule;
+mod surge;
 mod sys;
 mod targets;
+mod watch;
 
 use args::{Cli, Command};
 use clap::Parser;

@@ -2,6 +2,8 @@
 
 use crate::integrity::IntegrityCounts;
 use crate::proc::{MachineUse, ProcessUse};
+use crate::schedule::PhaseFigures;
+use crate::watch::Sample;
 use forebay::base::units::show_bytes;
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -29,6 +31,16 @@ impl Latencies {
     #[inline]
     pub fn record(&mut self, ns: u64) {
         self.histogram.saturating_record(ns.max(1));
+    }
+
+    /// Adds those of another.
+    pub fn add(&mut self, other: &Latencies) {
+        self.histogram.add(&other.histogram).expect("both have the same bounds");
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.histogram.len()
     }
 
     /// The figures of a report; all `None` if nothing was recorded.
@@ -181,7 +193,7 @@ impl Machine {
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// What was measured.
-    pub target: &'static str,
+    pub target: String,
     /// How.
     pub scenario: &'static str,
     /// Messages in the measured part: received, or confirmed where nobody consumes.
@@ -209,6 +221,12 @@ pub struct Report {
     pub processors: ProcessorFigures,
     /// Most resident memory of the target.
     pub peak_rss_bytes: Option<u64>,
+    /// Publish to confirm of messages that were due in each part of the run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<PhaseFigures>,
+    /// The target's memory over time.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Sample>,
     /// Figures that only some scenarios have.
     #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
     pub more: serde_json::Map<String, serde_json::Value>,
@@ -223,8 +241,7 @@ pub struct Report {
 impl Report {
     /// Whether every message that was confirmed arrived once, whole and in order.
     pub fn is_sound(&self) -> bool {
-        let found = &self.integrity;
-        found.lost == 0 && found.duplicated == 0 && found.reordered == 0 && found.corrupt == 0
+        self.integrity.is_clean()
     }
 
     /// A table for people.
@@ -235,6 +252,16 @@ impl Report {
         let mut table = format!("{} {}\n", self.target, self.scenario);
         for (name, value) in rows {
             writeln!(table, "  {name:width$}  {value}").expect("a String takes all");
+        }
+        for phase in &self.phases {
+            let PhaseFigures { phase: name, seconds, messages, .. } = phase;
+            let line = phase.latency.line().unwrap_or_default();
+            let lag = phase.send_lag_p99_us.unwrap_or_default();
+            writeln!(
+                table,
+                "  {name:12}  {seconds:6.1} s  {messages:9}  us {line}  (send lag p99 {lag:.1})"
+            )
+            .expect("a String takes all");
         }
         table
     }

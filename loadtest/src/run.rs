@@ -1,20 +1,21 @@
 //! From arguments to a report: starts or finds the target, connects, runs the scenario.
 
-use crate::args::{ClientKind, Scenario, TargetArgs};
+use crate::args::{Scenario, TargetArgs};
+use crate::clock::RunClock;
+use crate::connect::{Scene, play, unfit};
 use crate::integrity::IntegrityCounts;
 use crate::proc::{Spawned, pin_here};
 use crate::report::{LatencyFigures, Machine, ProcessorFigures, Report};
-use crate::targets::asynchronous::TokioWire;
-use crate::targets::blocking::BlockingWire;
-use crate::targets::forebay::{Control, unused_id};
-use crate::targets::nats::NatsWire;
-use crate::targets::redis::{self, RedisWire};
-use crate::targets::wire::{FastWire, subscription_name};
-use crate::targets::{Shape, Target};
+use crate::schedule::PhaseFigures;
+use crate::surge::{self, Found};
+use crate::targets::{Shape, Target, Wire};
+use crate::watch::{Asked, Sample, Watch};
+use crate::{scenario_backlog, scenario_disk, scenario_spike};
 use crate::{scenario_idle, scenario_latency, scenario_throughput, sys};
 use forebay::limits::{DELIVER_HEADER_BYTES, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,6 +53,7 @@ impl Interrupt {
 }
 
 /// What a scenario found.
+#[derive(Default)]
 pub struct Outcome {
     /// See [`Report`], as all that follows.
     pub messages: u64,
@@ -73,6 +75,10 @@ pub struct Outcome {
     pub processors: ProcessorFigures,
     /// Of the target.
     pub peak_rss_bytes: Option<u64>,
+    /// Publish to confirm, in parts of the run.
+    pub phases: Vec<PhaseFigures>,
+    /// The target's memory over time.
+    pub samples: Vec<Sample>,
     /// Figures of this scenario alone.
     pub more: serde_json::Map<String, serde_json::Value>,
 }
@@ -98,15 +104,18 @@ pub fn run(scenario: &Scenario, interrupt: &Interrupt) -> io::Result<Report> {
     match scenario {
         Scenario::Throughput(all) => {
             let plan = scenario_throughput::Plan::new(all);
-            let target = start(args, ring_bytes(plan.backlog, plan.shape.body_bytes))?;
-            let outcome = throughput(&plan, args, &target, interrupt)?;
+            check_throughput(args.target, plan.shape.consumers)?;
+            let target = start(args, ring_bytes(2 * plan.backlog, plan.shape.body_bytes))?;
+            let scene = ThroughputScene(&plan, target.pid, interrupt);
+            let outcome = play(args, target.address, plan.shape, scene)?;
             Ok(report(args, "throughput", outcome, all))
         }
         Scenario::Latency(all) => {
             let plan = scenario_latency::Plan::new(all);
-            let ring_bytes = ring_bytes(plan.shape.window as u64, plan.shape.body_bytes);
+            let ring_bytes = ring_bytes(2 * plan.shape.window as u64, plan.shape.body_bytes);
             let target = start(args, ring_bytes)?;
-            let outcome = latency(&plan, args, &target, interrupt)?;
+            let scene = LatencyScene(&plan, target.pid, interrupt);
+            let outcome = play(args, target.address, plan.shape, scene)?;
             Ok(report(args, "latency", outcome, all))
         }
         Scenario::Idle(all) => {
@@ -114,141 +123,112 @@ pub fn run(scenario: &Scenario, interrupt: &Interrupt) -> io::Result<Report> {
             let outcome = scenario_idle::run(all, target.address, target.pid, interrupt)?;
             Ok(report(args, "idle", outcome, all))
         }
+        Scenario::Spike(all) => {
+            let plan = scenario_spike::plan(all)?;
+            let figures = |found, samples: &[Sample]| scenario_spike::report(all, found, samples);
+            let outcome = run_surge(args, &plan, figures, interrupt)?;
+            Ok(report(args, "spike", outcome, all))
+        }
+        Scenario::Backlog(all) => {
+            let outcome = if args.target.is_disk() {
+                scenario_disk::run_backlog(all, interrupt)?
+            } else {
+                let plan = scenario_backlog::plan(all)?;
+                let figures =
+                    |found, samples: &[Sample]| scenario_backlog::report(all, found, samples);
+                run_surge(args, &plan, figures, interrupt)?
+            };
+            Ok(report(args, "backlog", outcome, all))
+        }
+        Scenario::Disk(all) => {
+            let outcome = scenario_disk::run(all, interrupt)?;
+            Ok(report(args, "disk", outcome, all))
+        }
     }
 }
 
-fn throughput(
-    plan: &scenario_throughput::Plan,
+fn run_surge(
     args: &TargetArgs,
-    target: &Running,
+    plan: &surge::Plan,
+    report: impl FnOnce(Found, &[Sample]) -> Outcome,
     interrupt: &Interrupt,
 ) -> io::Result<Outcome> {
-    let (server, shape) = (target.address, plan.shape);
-    match (args.target, shape.consumers) {
-        (target, _)
-            if target != Target::Forebay && (shape.queues > 1 || shape.subscriptions > 1) =>
-        {
-            Err(unfit("only forebay is asked for many queues or subscriptions"))
-        }
+    check_keeps(args.target)?;
+    let (held, body_bytes) = (plan.shape.held, plan.shape.body_bytes);
+    let under_way = plan.unconfirmed_max + plan.window as u64;
+    let target = start(args, ring_bytes(held + 2 * under_way, body_bytes))?;
+    let scene = SurgeScene { plan, target: &target, report, interrupt };
+    play(args, target.address, plan.shape, scene)
+}
+
+/// The scenario `throughput` over whatever wire it is given.
+struct ThroughputScene<'s>(&'s scenario_throughput::Plan, Option<u32>, &'s Interrupt);
+
+impl Scene for ThroughputScene<'_> {
+    fn run<W: Wire>(
+        self,
+        mut connect: impl FnMut(Shape) -> io::Result<W>,
+        _queue: Option<&str>,
+    ) -> io::Result<Outcome> {
+        let ThroughputScene(plan, pid, interrupt) = self;
+        scenario_throughput::run(plan, connect(plan.shape)?, pid, interrupt)
+    }
+}
+
+/// The scenario `latency`, likewise.
+struct LatencyScene<'s>(&'s scenario_latency::Plan, Option<u32>, &'s Interrupt);
+
+impl Scene for LatencyScene<'_> {
+    fn run<W: Wire>(
+        self,
+        mut connect: impl FnMut(Shape) -> io::Result<W>,
+        _queue: Option<&str>,
+    ) -> io::Result<Outcome> {
+        let LatencyScene(plan, pid, interrupt) = self;
+        scenario_latency::run(plan, connect(plan.shape)?, pid, interrupt)
+    }
+}
+
+/// The scenarios `spike` and `backlog`, likewise; the target is watched meanwhile.
+struct SurgeScene<'s, R> {
+    plan: &'s surge::Plan,
+    target: &'s Running,
+    report: R,
+    interrupt: &'s Interrupt,
+}
+
+impl<R: FnOnce(Found, &[Sample]) -> Outcome> Scene for SurgeScene<'_, R> {
+    fn run<W: Wire>(
+        self,
+        connect: impl FnMut(Shape) -> io::Result<W>,
+        queue: Option<&str>,
+    ) -> io::Result<Outcome> {
+        let SurgeScene { plan, target, report, interrupt } = self;
+        let clock = RunClock::start();
+        let asked = queue.map(|queue| Asked { server: target.address, queue: queue.to_owned() });
+        let watch = Watch::start(clock, target.pid, asked)?;
+        let found = surge::run(plan, connect, clock, target.pid, interrupt)?;
+        Ok(report(found, &watch.finish()))
+    }
+}
+
+/// Whether a target has what `throughput` needs.
+fn check_throughput(target: Target, consumers: usize) -> io::Result<()> {
+    match (target, consumers) {
         (Target::Nats, 0) => Err(unfit("nats confirms nothing")),
-        (Target::Nats, _) => {
-            let wire = NatsWire::connect(server, shape)?;
-            scenario_throughput::run(plan, wire, target.pid, interrupt)
-        }
-        (Target::RedisStream | Target::RedisList, _) => {
-            let wire = RedisWire::connect(server, redis_kind(args.target), shape)?;
-            scenario_throughput::run(plan, wire, target.pid, interrupt)
-        }
         (Target::BaselineRelay, 0) => Err(unfit("with --connections nobody consumes")),
         (Target::BaselineEcho, 1..) => Err(unfit("the echo has no consumers")),
-        (Target::BaselineRelay | Target::BaselineEcho, _) => {
-            let wire = FastWire::connect_bare(server, shape)?;
-            scenario_throughput::run(plan, wire, target.pid, interrupt)
-        }
-        (Target::Forebay, _) => {
-            let queues = RunQueues::create(server, shape)?;
-            match args.client {
-                ClientKind::Wire => {
-                    let wire =
-                        FastWire::connect_forebay(server, &queues.names, shape, args.attach)?;
-                    scenario_throughput::run(plan, wire, target.pid, interrupt)
-                }
-                ClientKind::Blocking | ClientKind::Tokio => {
-                    let [queue] = &queues.names[..] else {
-                        return Err(unfit("many queues need --client wire"));
-                    };
-                    if shape.subscriptions > 1 {
-                        return Err(unfit("several subscriptions need --client wire"));
-                    }
-                    if args.client == ClientKind::Tokio {
-                        let wire = TokioWire::connect(server, queue, shape)?;
-                        return scenario_throughput::run(plan, wire, target.pid, interrupt);
-                    }
-                    let wire = BlockingWire::connect(server, queue, shape, args.busy_poll)?;
-                    scenario_throughput::run(plan, wire, target.pid, interrupt)
-                }
-            }
-        }
+        _ => Ok(()),
     }
 }
 
-fn latency(
-    plan: &scenario_latency::Plan,
-    args: &TargetArgs,
-    target: &Running,
-    interrupt: &Interrupt,
-) -> io::Result<Outcome> {
-    let (server, shape) = (target.address, plan.shape);
-    let wire = match args.target {
-        Target::BaselineRelay => FastWire::connect_bare(server, shape)?,
-        Target::BaselineEcho => FastWire::connect_echo(server, shape)?,
-        Target::Nats => {
-            let wire = NatsWire::connect(server, shape)?;
-            return scenario_latency::run(plan, wire, target.pid, interrupt);
-        }
-        Target::RedisStream | Target::RedisList => {
-            let wire = RedisWire::connect(server, redis_kind(args.target), shape)?;
-            return scenario_latency::run(plan, wire, target.pid, interrupt);
-        }
-        Target::Forebay => {
-            let queues = RunQueues::create(server, shape)?;
-            return match args.client {
-                ClientKind::Wire => {
-                    let wire =
-                        FastWire::connect_forebay(server, &queues.names, shape, args.attach)?;
-                    scenario_latency::run(plan, wire, target.pid, interrupt)
-                }
-                ClientKind::Tokio => {
-                    let wire = TokioWire::connect(server, &queues.names[0], shape)?;
-                    scenario_latency::run(plan, wire, target.pid, interrupt)
-                }
-                ClientKind::Blocking => {
-                    let wire =
-                        BlockingWire::connect(server, &queues.names[0], shape, args.busy_poll)?;
-                    scenario_latency::run(plan, wire, target.pid, interrupt)
-                }
-            };
-        }
-    };
-    scenario_latency::run(plan, wire, target.pid, interrupt)
-}
-
-/// Queues of this run alone; deleted in the end, for the broker may be somebody's.
-struct RunQueues {
-    names: Vec<String>,
-    control: Control,
-}
-
-impl RunQueues {
-    fn create(server: SocketAddr, shape: Shape) -> io::Result<RunQueues> {
-        let name = format!("loadtest-{:x}", unused_id());
-        let names = match shape.queues {
-            1 => vec![name],
-            count => (0..count).map(|nth| format!("{name}-{nth}")).collect::<Vec<_>>(),
-        };
-        let subscriptions: Vec<String> = match shape.subscriptions {
-            1 => Vec::new(),
-            count => (0..count).map(subscription_name).collect(),
-        };
-        let mut control = Control::connect(server)?;
-        control.create_queues(names.iter().cloned(), &subscriptions)?;
-        Ok(RunQueues { names, control })
+/// Whether a target keeps what nobody has taken yet.
+fn check_keeps(target: Target) -> io::Result<()> {
+    match target {
+        Target::Nats => Err(unfit("nats core keeps nothing that is not consumed at once")),
+        Target::BaselineEcho => Err(unfit("the echo keeps nothing")),
+        _ => Ok(()),
     }
-}
-
-impl Drop for RunQueues {
-    fn drop(&mut self) {
-        // The run is over; a broker that is gone has no queue to delete.
-        let _ = self.control.delete_queues(std::mem::take(&mut self.names));
-    }
-}
-
-fn redis_kind(target: Target) -> redis::Kind {
-    if target == Target::RedisList { redis::Kind::List } else { redis::Kind::Stream }
-}
-
-fn unfit(why: &str) -> io::Error {
-    io::Error::other(format!("this target cannot run this scenario: {why}"))
 }
 
 fn report(
@@ -259,7 +239,7 @@ fn report(
 ) -> Report {
     let messages_per_s = outcome.messages as f64 / outcome.seconds;
     Report {
-        target: args.target.name(),
+        target: args.target.name().to_owned(),
         scenario,
         messages: outcome.messages,
         seconds: outcome.seconds,
@@ -272,6 +252,8 @@ fn report(
         send_lag_p99_us: outcome.send_lag_p99_us,
         processors: outcome.processors,
         peak_rss_bytes: outcome.peak_rss_bytes,
+        phases: outcome.phases,
+        samples: outcome.samples,
         more: outcome.more,
         parameters: serde_json::to_value(parameters).unwrap_or_default(),
         machine: Machine::here(),
@@ -279,10 +261,10 @@ fn report(
     }
 }
 
-/// A ring that holds `messages` under way, even if each is a run of its own, and 1 MiB at least.
+/// A ring that holds so many messages, even if each is a run of its own, and 1 MiB at least.
 fn ring_bytes(messages: u64, body_bytes: usize) -> u64 {
     let each = FRAME_HEADER_BYTES + DELIVER_HEADER_BYTES + RECORD_HEADER_BYTES + body_bytes;
-    (2 * messages * each as u64).max(1 << 20)
+    (messages * each as u64).max(1 << 20)
 }
 
 /// Starts the target, or takes the one that runs.
@@ -294,16 +276,22 @@ fn start(args: &TargetArgs, ring_bytes: u64) -> io::Result<Running> {
         return Err(io::Error::other("say --spawn to start the target, or --server ADDR"));
     }
     let (command, directory) = match args.target {
-        Target::Forebay => {
-            let directory = TempDir::with_prefix("forebay-loadtest-")?;
-            (broker_command(args, &directory)?, Some(directory))
-        }
+        Target::Forebay => match &args.data_dir {
+            Some(path) => (broker_command(args, path)?, None),
+            None => {
+                let directory = TempDir::with_prefix("forebay-loadtest-")?;
+                (broker_command(args, &directory.path().join("data"))?, Some(directory))
+            }
+        },
         Target::RedisStream | Target::RedisList | Target::Nats => {
             let (command, address, directory) = peer_command(args.target)?;
             let core = args.broker_core.0;
             let spawned = Spawned::start_listening(command, core, address, directory)?;
             let pid = Some(spawned.pid());
             return Ok(Running { address, pid, _spawned: Some(spawned) });
+        }
+        disk if disk.is_disk() => {
+            return Err(unfit("a disk carries no messages: see the scenarios disk and backlog"));
         }
         baseline => (baseline_command(baseline, ring_bytes, args.busy_poll)?, None),
     };
@@ -341,7 +329,7 @@ fn baseline_command(target: Target, ring_bytes: u64, busy_poll: bool) -> io::Res
     Ok(command)
 }
 
-fn broker_command(args: &TargetArgs, directory: &TempDir) -> io::Result<Command> {
+fn broker_command(args: &TargetArgs, directory: &Path) -> io::Result<Command> {
     let binary = match &args.forebay_binary {
         Some(path) => path.clone(),
         None => std::env::current_exe()?.with_file_name("forebay"),
@@ -355,7 +343,7 @@ fn broker_command(args: &TargetArgs, directory: &TempDir) -> io::Result<Command>
     // As users have it, but beside any other broker.
     command.env("FOREBAY_ADMIN", "127.0.0.1:0");
     command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
-    command.arg(directory.path().join("data"));
+    command.arg(directory);
     command.args(["--shards", &args.shards.to_string()]);
     if args.busy_poll {
         command.arg("--busy-poll");

@@ -4,7 +4,7 @@
 use crate::args::IdleArgs;
 use crate::clock::{RunClock, as_ns};
 use crate::proc::ProcessUse;
-use crate::report::{LatencyFigures, UseSample};
+use crate::report::UseSample;
 use crate::run::{Interrupt, Outcome};
 use crate::sys::{Epoll, raise_open_files};
 use crate::targets::Target;
@@ -100,16 +100,10 @@ fn outcome(args: &IdleArgs, before: ProcessUse, set_up: UseSample, end: UseSampl
     more.insert("rss_each_bytes".into(), each.into());
     more.insert("set_up_s".into(), (set_up.ns() as f64 / 1e9).into());
     Outcome {
-        messages: 0,
         seconds: (end.ns() - set_up.ns()).max(1) as f64 / 1e9,
-        body_bytes: 0,
-        sent: 0,
-        confirmed: 0,
-        integrity: Default::default(),
-        latency: LatencyFigures::default(),
-        send_lag_p99_us: None,
         processors: set_up.until(&end, 0),
         peak_rss_bytes: end.target().map(|target| target.peak_rss_bytes),
         more,
+        ..Outcome::default()
     }
 }

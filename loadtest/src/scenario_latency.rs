@@ -51,6 +51,7 @@ impl Plan {
                 window,
                 body_bytes: args.size,
                 credit: window.max(256),
+                held: 0,
             },
             rate,
             warmup_ns,
@@ -217,6 +218,7 @@ impl<W: Wire> Run<'_, W> {
             processors: first.until(&end, self.measured),
             peak_rss_bytes: end.target().map(|target| target.peak_rss_bytes),
             more,
+            ..Outcome::default()
         }
     }
 }
@@ -277,6 +279,7 @@ mod tests {
                 queues: 1,
                 subscriptions: 1,
                 credit: 1000,
+                held: 0,
             },
             rate: Some(10_000),
             warmup_ns: 0,

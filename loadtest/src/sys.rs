@@ -1,8 +1,10 @@
 //! The calls to the system that the standard library has no safe form of: epoll with nanosecond
-//! timeouts, limits, timer slack, and what a child does before it becomes its program. All `unsafe`
-//! of the load test is here.
+//! timeouts, limits, timer slack, huge pages, blocks of files, and what a child does before it
+//! becomes its program. All `unsafe` of the load test is here.
 
+use std::fs::File;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -10,6 +12,7 @@ use std::time::Duration;
 
 /// Events that one wait reports at most.
 pub const EVENTS_MAX: usize = 512;
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// What a file descriptor is ready for.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +63,11 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_MOD, fd, token, writable)
     }
 
+    /// For another set to watch this one: it is readable while anything in it is ready.
+    pub fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
     fn control(&self, operation: i32, fd: RawFd, token: u64, writable: bool) -> io::Result<()> {
         let wanted = libc::EPOLLIN | if writable { libc::EPOLLOUT } else { 0 };
         let mut event = libc::epoll_event { events: wanted as u32, u64: token };
@@ -104,6 +112,69 @@ impl Epoll {
         }
         Ok(())
     }
+}
+
+/// Zeroed memory that begins at a page, in huge pages if the system has them.
+pub struct PageBuffer {
+    start: std::ptr::NonNull<u8>,
+    bytes: usize,
+}
+
+impl PageBuffer {
+    /// So many bytes, rounded up to a huge page.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn new(bytes: usize) -> io::Result<PageBuffer> {
+        let mapped = bytes.next_multiple_of(HUGE_PAGE_BYTES).max(HUGE_PAGE_BYTES);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping anywhere; no memory of ours is touched.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), mapped, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the range is the mapping just made. Without huge pages it stays as it is.
+        unsafe { libc::madvise(start, mapped, libc::MADV_HUGEPAGE) };
+        let start = std::ptr::NonNull::new(start.cast());
+        let start = start.ok_or_else(|| io::Error::other("the system mapped nothing"))?;
+        Ok(PageBuffer { start, bytes })
+    }
+}
+
+impl Deref for PageBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the mapping is at least so long, zeroed by the system, and ours until drop.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
+    }
+}
+
+impl DerefMut for PageBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `deref`; `&mut self` makes it the only reference.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for PageBuffer {
+    fn drop(&mut self) {
+        let mapped = self.bytes.next_multiple_of(HUGE_PAGE_BYTES).max(HUGE_PAGE_BYTES);
+        // SAFETY: the mapping that `new` made, with its length; nothing refers to it any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), mapped) };
+    }
+}
+
+/// Gives `file` blocks for its first `bytes`, and that length.
+///
+/// # Errors
+/// As the system says.
+pub fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    let bytes = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open; the rest are plain numbers.
+    let done = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Makes this thread's sleeps exact: without it the system may add 50 us to each.
@@ -179,6 +250,22 @@ mod tests {
         epoll.change(right.as_raw_fd(), 8, true).unwrap();
         epoll.wait(Duration::from_secs(5), &mut ready).unwrap();
         assert!(ready[0].token == 8 && ready[0].readable && ready[0].writable);
+    }
+
+    #[test]
+    fn page_buffers_are_aligned_zeroed_and_writable() {
+        let mut buffer = PageBuffer::new(12_288).unwrap();
+        assert_eq!((buffer.len(), buffer.as_ptr() as usize % 4096), (12_288, 0));
+        assert!(buffer.iter().all(|byte| *byte == 0));
+        buffer.fill(7);
+        assert_eq!(buffer[12_287], 7);
+    }
+
+    #[test]
+    fn files_get_blocks_and_a_length() {
+        let file = tempfile::tempfile().unwrap();
+        allocate(&file, 1 << 20).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 1 << 20);
     }
 
     #[test]

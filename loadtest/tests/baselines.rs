@@ -93,6 +93,80 @@ fn one_in_flight_waits_for_each_answer() {
     assert_eq!(report["send_lag_p99_us"], Value::Null);
 }
 
+/// The digests of all that was sent and of all that came back.
+fn assert_all_came_back(report: &Value) {
+    assert_sound(report);
+    assert_eq!(report["received"], report["sent"], "{report}");
+    assert_eq!(report["more"]["sent_digest"], report["more"]["received_digest"], "{report}");
+    assert_eq!(report["more"]["cut_short"], Value::Null, "{report}");
+}
+
+fn phases(report: &Value) -> Vec<&str> {
+    let phases = report["phases"].as_array().unwrap();
+    phases.iter().map(|phase| phase["phase"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_backlog_is_filled_and_drained() {
+    let report =
+        measure(&["backlog", "--target", "baseline-relay", "--bytes", "8MiB", "--idle", "0"]);
+    assert_all_came_back(&report);
+    assert_eq!((&report["sent"], &report["messages"]), (&8192.into(), &8192.into()));
+    for figure in ["drain_messages_per_s", "rss_after_fill_bytes", "rss_after_idle_bytes"] {
+        assert!(report["more"][figure].as_f64().unwrap() > 0.0, "{figure}: {report}");
+    }
+    assert!(!report["samples"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn publishing_goes_on_while_a_backlog_drains() {
+    let times = ["--before", "200ms", "--after", "200ms", "--idle", "0", "--warm"];
+    let rates = ["--rate", "2000", "--drain", "20000", "--bytes", "4MiB", "--consumers", "2"];
+    let args = [&["backlog", "--target", "baseline-relay"], &times[..], &rates[..]].concat();
+    let report = measure(&args);
+    assert_all_came_back(&report);
+    assert_eq!(phases(&report)[..3], ["before", "filling", "draining"], "{report}");
+    for phase in report["phases"].as_array().unwrap() {
+        assert!(phase["p99_us"].as_f64().unwrap() > 0.0, "{phase}");
+    }
+    // Twice 4096 and what was due meanwhile.
+    assert!(report["sent"].as_u64().unwrap() > 8192 + 800, "{report}");
+    // 4096 messages at 20000/s, but for what was allowed ahead.
+    assert!(report["more"]["drain_seconds"].as_f64().unwrap() > 0.15, "{report}");
+}
+
+#[test]
+fn a_spike_is_drained() {
+    let rates = ["--rate", "1000", "--drain", "5000", "--burst", "3", "--burst-time", "300ms"];
+    let times = ["--before", "200ms", "--after", "200ms", "--idle", "0"];
+    let args = [&["spike", "--target", "baseline-relay"], &times[..], &rates[..]].concat();
+    let report = measure(&args);
+    assert_all_came_back(&report);
+    assert_eq!(phases(&report), ["before", "burst", "draining", "after"], "{report}");
+    // Due is what the schedule says: 15000/s for 300 ms, whatever the machine does.
+    assert!(report["phases"][1]["messages"].as_u64().unwrap() >= 4499, "{report}");
+    assert!(report["more"]["time_to_drain_s"].as_f64().unwrap() > 0.3, "{report}");
+}
+
+#[test]
+fn disks_are_written_and_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("disk");
+    let file = ["--disk-file", file.to_str().unwrap()];
+    for target in ["baseline-disk-write", "baseline-disk-read"] {
+        let sizes = ["--size", "64KiB", "--bytes", "4MiB", "--file-bytes", "1MiB"];
+        let args = [&["disk", "--target", target], &sizes[..], &file[..]].concat();
+        let report = measure(&args);
+        assert_eq!(report["messages"], 64, "{report}");
+        assert!(report["p99_us"].as_f64().unwrap() > 0.0, "{report}");
+        let args = [&["backlog", "--target", target, "--bytes", "4MiB"], &file[..]].concat();
+        let report = measure(&args);
+        let drained = report["more"]["drain_messages_per_s"].as_f64();
+        assert_eq!(drained.is_some(), target.ends_with("read"), "{report}");
+        assert_eq!(report["messages"] == 4096, target.ends_with("write"), "{report}");
+    }
+}
+
 #[test]
 fn idle_connections_are_watched() {
     let scenario = ["idle", "--target", "baseline-echo", "--connections", "50"];
@@ -128,7 +202,19 @@ fn what_cannot_be_run_is_said_in_one_line() {
     let no_target = loadtest(&["throughput", "--target", "baseline-relay"]);
     let no_consumer =
         loadtest(&["throughput", "--target", "baseline-relay", "--spawn", "--connections", "2"]);
-    for output in [no_target, no_consumer] {
+    let mut outputs = vec![no_target, no_consumer];
+    for line in [
+        "backlog --spawn --target nats",
+        "backlog --spawn --target baseline-echo",
+        "spike --spawn --target baseline-disk-write",
+        "spike --spawn --target baseline-relay --rate 500 --drain 400",
+        "latency --spawn --target baseline-disk-read",
+        "disk --spawn --target forebay",
+        "disk --target baseline-disk-read --fresh",
+    ] {
+        outputs.push(loadtest(&line.split(' ').collect::<Vec<_>>()));
+    }
+    for output in outputs {
         assert_eq!(output.status.code(), Some(1));
         assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
     }

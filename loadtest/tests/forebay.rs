@@ -70,6 +70,48 @@ fn what_is_due_is_sent_and_received() {
 }
 
 #[test]
+fn backlogs_come_back_whole() {
+    for client in ["wire", "blocking", "tokio"] {
+        let rates = "--rate 1000 --before 200ms --after 100ms --idle 100ms --consumers 2";
+        let report = measure(&format!("backlog --client {client} --bytes 8MiB {rates} --warm"));
+        assert_eq!(report["received"], report["sent"], "{report}");
+        let more = &report["more"];
+        assert_eq!(more["sent_digest"], more["received_digest"], "{report}");
+        assert_eq!(report["phases"][0]["phase"], "before", "{report}");
+        let asked = report["samples"].as_array().unwrap();
+        assert!(asked.iter().any(|sample| sample["chunk_bytes"].as_u64() > Some(0)), "{report}");
+    }
+}
+
+#[test]
+fn many_queues_hold_a_backlog_together() {
+    let report = measure("backlog --client wire --queues 300 --bytes 16MiB --idle 0 --warm");
+    assert_eq!((&report["received"], &report["sent"]), (&32768.into(), &32768.into()));
+}
+
+#[test]
+fn a_spike_comes_back_whole() {
+    for client in ["wire", "blocking", "tokio"] {
+        let rates = "--rate 1000 --drain 5000 --burst 3 --burst-time 300ms";
+        let times = "--before 200ms --after 100ms --idle 0";
+        let report = measure(&format!("spike --client {client} {rates} {times}"));
+        assert_eq!(report["received"], report["sent"], "{report}");
+    }
+}
+
+/// What a full broker refuses is sent again, in order, and waits meanwhile.
+#[test]
+fn a_spike_over_the_memory_limit_comes_back_whole() {
+    for client in ["wire", "blocking"] {
+        let rates = "--rate 1000 --drain 10000 --burst 8 --burst-time 1s --size 2KiB";
+        let more = "--before 0 --after 0 --idle 0 --forebay-arg=--memory-limit=64MiB";
+        let report = measure(&format!("spike --client {client} {rates} {more}"));
+        assert_eq!(report["received"], report["sent"], "{report}");
+        assert!(report["sent"].as_u64() > Some(79_000), "{report}");
+    }
+}
+
+#[test]
 fn idle_connections_and_queues_are_held() {
     let report = measure("idle --connections 20 --queues 500 --duration 200ms");
     assert!(report["more"]["rss_bytes"].as_u64().unwrap() > 0, "{report}");

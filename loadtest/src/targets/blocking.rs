@@ -168,6 +168,10 @@ impl Wire for BlockingWire {
         waiting.into_iter().try_for_each(Producing::count)
     }
 
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.epoll.fd())
+    }
+
     fn confirmed(&self) -> u64 {
         self.publishers.iter().map(|producing| producing.confirmed).sum()
     }

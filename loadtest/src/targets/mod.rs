@@ -8,6 +8,8 @@ pub mod nats;
 pub mod peer;
 pub mod redis;
 pub mod relay;
+pub mod resend;
+pub mod text;
 pub mod wire;
 
 use crate::args::ServeArgs;
@@ -15,6 +17,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 /// A program to measure.
@@ -33,6 +36,10 @@ pub enum Target {
     RedisList,
     /// NATS core: nothing is kept, confirmed or acked.
     Nats,
+    /// Raw writes to the disk; no messages.
+    BaselineDiskWrite,
+    /// Raw reads from the disk; no messages.
+    BaselineDiskRead,
 }
 
 impl Target {
@@ -45,7 +52,14 @@ impl Target {
             Target::RedisStream => "redis-stream",
             Target::RedisList => "redis-list",
             Target::Nats => "nats",
+            Target::BaselineDiskWrite => "baseline-disk-write",
+            Target::BaselineDiskRead => "baseline-disk-read",
         }
+    }
+
+    /// Whether it is the disk and no program.
+    pub fn is_disk(self) -> bool {
+        matches!(self, Target::BaselineDiskWrite | Target::BaselineDiskRead)
     }
 }
 
@@ -66,6 +80,8 @@ pub struct Shape {
     pub subscriptions: usize,
     /// Messages that consumers may have delivered and unacked; brokers that ask for it are told.
     pub credit: usize,
+    /// Messages that may wait in the target; those that must be told keep so many.
+    pub held: u64,
 }
 
 /// One thread's connections to a target.
@@ -94,6 +110,11 @@ pub trait Wire {
 
     /// Messages of all producers that the target has confirmed.
     fn confirmed(&self) -> u64;
+
+    /// Readable while a [`Wire::turn`] has something to do; `None` if there is no such thing.
+    fn poll_fd(&self) -> Option<RawFd> {
+        None
+    }
 }
 
 /// Serves a baseline on a free port of 127.0.0.1 and says where.

@@ -1,31 +1,26 @@
 //! NATS core as a peer, by a hand-written client. It confirms nothing and keeps nothing: a message
 //! counts as confirmed when it has arrived.
 
-use crate::sys::{Epoll, Ready};
-use crate::targets::peer::{Peer, READ_BYTES_MAX, SCRATCH_BYTES, bad_bytes};
+use crate::clock::now;
+use crate::targets::peer::{Peer, bad_bytes};
+use crate::targets::text::TextConnections;
 use crate::targets::{Shape, Wire};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 const CONNECT: &[u8] =
     b"CONNECT {\"verbose\":false,\"pedantic\":false,\"lang\":\"rust\",\"version\":\"1\"}\r\n";
 /// All consumers share the subject as one queue group.
 const SUBSCRIBE: &[u8] = b"SUB loadtest g 1\r\nPING\r\n";
-
-struct Connection {
-    peer: Peer,
-    bytes: Vec<u8>,
-    at: usize,
-}
+const PONG_TIMEOUT: Duration = Duration::from_secs(5);
+const PONG_WAIT: Duration = Duration::from_millis(100);
 
 /// Connections to one server.
 pub struct NatsWire {
-    epoll: Epoll,
-    ready: Vec<Ready>,
-    scratch: Vec<u8>,
     /// Consumers first.
-    connections: Vec<Connection>,
+    connections: TextConnections,
     consumers: usize,
     window: usize,
     body: Vec<u8>,
@@ -42,10 +37,7 @@ impl NatsWire {
     /// If a connection cannot be made.
     pub fn connect(server: SocketAddr, shape: Shape) -> io::Result<NatsWire> {
         let mut wire = NatsWire {
-            epoll: Epoll::new()?,
-            ready: Vec::new(),
-            scratch: vec![0; SCRATCH_BYTES],
-            connections: Vec::new(),
+            connections: TextConnections::new()?,
             consumers: shape.consumers,
             window: shape.window,
             body: vec![0; shape.body_bytes],
@@ -55,13 +47,11 @@ impl NatsWire {
         };
         for nth in 0..shape.consumers + shape.producers {
             let mut peer = Peer::new(TcpStream::connect(server)?)?;
-            wire.epoll.add(peer.fd(), nth as u64, false)?;
             peer.out.extend_from_slice(CONNECT);
             if nth < shape.consumers {
                 peer.out.extend_from_slice(SUBSCRIBE);
             }
-            peer.flush()?;
-            wire.connections.push(Connection { peer, bytes: Vec::new(), at: 0 });
+            wire.connections.add(peer)?;
         }
         wire.wait_for_pongs()?;
         Ok(wire)
@@ -69,46 +59,18 @@ impl NatsWire {
 
     /// A subscription counts from when its PING was answered.
     fn wait_for_pongs(&mut self) -> io::Result<()> {
-        let begin = crate::clock::now();
-        for index in 0..self.consumers {
-            loop {
-                let connection = &mut self.connections[index];
-                let count = connection.peer.read(&mut self.scratch)?;
-                connection.bytes.extend_from_slice(&self.scratch[..count]);
-                if connection.bytes.ends_with(b"PONG\r\n") {
-                    connection.bytes.clear();
-                    break;
-                }
-                if begin.elapsed() > Duration::from_secs(5) {
-                    return Err(bad_bytes("nats did not answer within 5 s"));
-                }
+        let begin = now();
+        let mut missing = self.consumers;
+        while missing > 0 {
+            self.connections.turn(PONG_WAIT, |_, bytes, _| {
+                // Nothing but INFO and the answer comes before the first message.
+                let whole = bytes.ends_with(b"PONG\r\n");
+                missing -= usize::from(whole);
+                Ok(if whole { bytes.len() } else { 0 })
+            })?;
+            if begin.elapsed() > PONG_TIMEOUT {
+                return Err(bad_bytes("nats did not answer within 5 s"));
             }
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self, index: usize) -> io::Result<()> {
-        let all = self.connections[index].peer.flush()?;
-        self.epoll.change(self.connections[index].peer.fd(), index as u64, !all)
-    }
-
-    fn read(&mut self, index: usize, take: &mut impl FnMut(usize, &[u8])) -> io::Result<()> {
-        let connection = &mut self.connections[index];
-        let count = connection.peer.read(&mut self.scratch)?;
-        connection.bytes.extend_from_slice(&self.scratch[..count]);
-        let mut pinged = false;
-        let bytes = &connection.bytes[connection.at..];
-        connection.at += lines(bytes, &mut pinged, |body| {
-            self.arrived += 1;
-            take(index, body);
-        })?;
-        if connection.at == connection.bytes.len() || connection.at > READ_BYTES_MAX {
-            connection.bytes.drain(..connection.at);
-            connection.at = 0;
-        }
-        if pinged {
-            connection.peer.out.extend_from_slice(b"PONG\r\n");
-            self.flush(index)?;
         }
         Ok(())
     }
@@ -153,7 +115,7 @@ impl Wire for NatsWire {
         count: usize,
         mut fill: impl FnMut(&mut [u8]),
     ) -> io::Result<()> {
-        let out = &mut self.connections[self.consumers + producer].peer.out;
+        let out = self.connections.out(self.consumers + producer);
         for _ in 0..count {
             fill(&mut self.body);
             out.extend_from_slice(&self.head);
@@ -165,24 +127,22 @@ impl Wire for NatsWire {
     }
 
     fn turn(&mut self, wait: Duration, mut take: impl FnMut(usize, &[u8])) -> io::Result<()> {
-        for index in self.consumers..self.connections.len() {
-            if self.connections[index].peer.is_pending() {
-                self.flush(index)?;
+        let NatsWire { connections, arrived, .. } = self;
+        connections.turn(wait, |index, bytes, out| {
+            let mut pinged = false;
+            let used = lines(bytes, &mut pinged, |body| {
+                *arrived += 1;
+                take(index, body);
+            })?;
+            if pinged {
+                out.extend_from_slice(b"PONG\r\n");
             }
-        }
-        let mut ready = std::mem::take(&mut self.ready);
-        ready.clear();
-        self.epoll.wait(wait, &mut ready)?;
-        for event in &ready {
-            if event.writable {
-                self.flush(event.token as usize)?;
-            }
-            if event.readable {
-                self.read(event.token as usize, &mut take)?;
-            }
-        }
-        self.ready = ready;
-        Ok(())
+            Ok(used)
+        })
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.connections.poll_fd())
     }
 
     fn confirmed(&self) -> u64 {

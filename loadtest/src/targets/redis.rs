@@ -2,17 +2,18 @@
 //! connection and turn. As a stream each message is acked by its consumer group; as a list it is
 //! gone when it was taken, so nothing of a consumer that dies comes back.
 
-use crate::sys::{Epoll, Ready};
-use crate::targets::peer::{Peer, READ_BYTES_MAX, bad_bytes};
+use crate::targets::peer::{Peer, bad_bytes};
+use crate::targets::text::TextConnections;
 use crate::targets::{Shape, Wire};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 /// Messages that one command takes.
 const TAKE_COUNT: usize = 250;
-/// A stream keeps what was acked; over so many entries the oldest go.
-const STREAM_LENGTH: usize = 200_000;
+/// A stream keeps what was acked; over so many entries beside those that wait the oldest go.
+const STREAM_LENGTH: u64 = 200_000;
 const KEY: &str = "loadtest";
 
 /// Which of Redis' queues.
@@ -24,23 +25,15 @@ pub enum Kind {
     List,
 }
 
-struct Connection {
-    peer: Peer,
-    /// Bytes read and not yet parsed, and how far they are.
-    bytes: Vec<u8>,
-    at: usize,
-}
-
 /// Connections to one server.
 pub struct RedisWire {
     kind: Kind,
-    epoll: Epoll,
-    ready: Vec<Ready>,
-    scratch: Vec<u8>,
     /// Consumers first.
-    connections: Vec<Connection>,
+    connections: TextConnections,
     consumers: usize,
     window: usize,
+    /// Entries that wait and must not go.
+    held: u64,
     body_bytes: usize,
     body: Vec<u8>,
     sent: Vec<u64>,
@@ -66,12 +59,10 @@ impl RedisWire {
     pub fn connect(server: SocketAddr, kind: Kind, shape: Shape) -> io::Result<RedisWire> {
         let mut wire = RedisWire {
             kind,
-            epoll: Epoll::new()?,
-            ready: Vec::new(),
-            scratch: vec![0; crate::targets::peer::SCRATCH_BYTES],
-            connections: Vec::new(),
+            connections: TextConnections::new()?,
             consumers: shape.consumers,
             window: shape.window,
+            held: shape.held,
             body_bytes: shape.body_bytes,
             body: vec![0; shape.body_bytes],
             sent: vec![0; shape.producers],
@@ -85,48 +76,31 @@ impl RedisWire {
                 let mut out = Vec::new();
                 command(&mut out, &group.map(str::as_bytes));
                 stream.write_all(&out)?;
-                let mut answer = [0; 5];
-                io::Read::read_exact(&mut stream, &mut answer)?;
-                if &answer != b"+OK\r\n" {
+                let answer = answer_line(&mut stream)?;
+                // Others of this run may have made it.
+                if answer != b"+OK\r\n" && !answer.starts_with(b"-BUSYGROUP ") {
                     return Err(bad_bytes("redis refused the consumer group"));
                 }
             }
             let mut peer = Peer::new(stream)?;
-            wire.epoll.add(peer.fd(), nth as u64, false)?;
             if nth < shape.consumers {
                 take_more(kind, nth, &mut peer.out);
-                peer.flush()?;
             }
-            wire.connections.push(Connection { peer, bytes: Vec::new(), at: 0 });
+            wire.connections.add(peer)?;
         }
         Ok(wire)
     }
+}
 
-    fn flush(&mut self, index: usize) -> io::Result<()> {
-        let peer = &mut self.connections[index].peer;
-        let all = peer.flush()?;
-        self.epoll.change(self.connections[index].peer.fd(), index as u64, !all)
+/// A short answer, to the end of its line.
+fn answer_line(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n") && answer.len() < 256 {
+        let mut byte = [0];
+        io::Read::read_exact(stream, &mut byte)?;
+        answer.push(byte[0]);
     }
-
-    fn read(&mut self, index: usize, take: &mut impl FnMut(usize, &[u8])) -> io::Result<()> {
-        let connection = &mut self.connections[index];
-        let count = connection.peer.read(&mut self.scratch)?;
-        connection.bytes.extend_from_slice(&self.scratch[..count]);
-        let taken = if index < self.consumers {
-            let (kind, out) = (self.kind, &mut connection.peer.out);
-            consume(kind, index, &connection.bytes[connection.at..], out, take)?
-        } else {
-            let nth = index - self.consumers;
-            let pushed = &mut self.pushed[nth];
-            confirm(&connection.bytes[connection.at..], pushed, &mut self.confirmed[nth])?
-        };
-        connection.at += taken;
-        if connection.at == connection.bytes.len() || connection.at > READ_BYTES_MAX {
-            connection.bytes.drain(..connection.at);
-            connection.at = 0;
-        }
-        if connection.peer.is_pending() { self.flush(index) } else { Ok(()) }
-    }
+    Ok(answer)
 }
 
 /// Appends a command.
@@ -285,7 +259,7 @@ impl Wire for RedisWire {
         count: usize,
         mut fill: impl FnMut(&mut [u8]),
     ) -> io::Result<()> {
-        let out = &mut self.connections[self.consumers + producer].peer.out;
+        let out = self.connections.out(self.consumers + producer);
         debug_assert_eq!(self.body.len(), self.body_bytes);
         if self.kind == Kind::List {
             begin(out, 2 + count);
@@ -293,7 +267,7 @@ impl Wire for RedisWire {
             append(out, KEY.as_bytes());
             self.pushed[producer].push_back(count as u64);
         }
-        let length = STREAM_LENGTH.to_string();
+        let length = (STREAM_LENGTH + self.held).to_string();
         for _ in 0..count {
             fill(&mut self.body);
             match self.kind {
@@ -312,24 +286,15 @@ impl Wire for RedisWire {
     }
 
     fn turn(&mut self, wait: Duration, mut take: impl FnMut(usize, &[u8])) -> io::Result<()> {
-        for index in self.consumers..self.connections.len() {
-            if self.connections[index].peer.is_pending() {
-                self.flush(index)?;
-            }
-        }
-        let mut ready = std::mem::take(&mut self.ready);
-        ready.clear();
-        self.epoll.wait(wait, &mut ready)?;
-        for event in &ready {
-            if event.writable {
-                self.flush(event.token as usize)?;
-            }
-            if event.readable {
-                self.read(event.token as usize, &mut take)?;
-            }
-        }
-        self.ready = ready;
-        Ok(())
+        let RedisWire { kind, connections, consumers, pushed, confirmed, .. } = self;
+        connections.turn(wait, |index, bytes, out| match index.checked_sub(*consumers) {
+            None => consume(*kind, index, bytes, out, &mut take),
+            Some(producer) => confirm(bytes, &mut pushed[producer], &mut confirmed[producer]),
+        })
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.connections.poll_fd())
     }
 
     fn confirmed(&self) -> u64 {

@@ -4,23 +4,27 @@
 //! ranges, without hello, checksums, credit and the bodies of opens.
 
 use crate::args::Attach;
+use crate::clock::now;
 use crate::sys::{Epoll, Ready};
 use crate::targets::forebay::{Door, Opened};
 use crate::targets::peer::{Frames, Peer, SCRATCH_BYTES, bad_bytes};
+use crate::targets::resend::Unconfirmed;
 use crate::targets::{Shape, Wire};
 use forebay::base::checksum::crc32c;
 use forebay::format::batch::BatchHeader;
 use forebay::format::record::{RecordHeader, Records};
 use forebay::limits::{
     ACK_RANGES_MAX, BATCH_HEADER_BYTES, BATCH_RECORDS_BYTES_MAX, CREDIT_ENTRIES_MAX,
-    FRAME_HEADER_BYTES, HANDLES_MAX, RECORD_HEADER_BYTES,
+    CREDIT_MESSAGES_MAX, FRAME_HEADER_BYTES, HANDLES_MAX, RECORD_HEADER_BYTES,
 };
 use forebay::protocol::control::Answer;
+use forebay::protocol::error::ErrorCode;
 use forebay::protocol::frame::{FrameHeader, Opcode};
 use forebay::protocol::hot::{AckRange, Confirm, CreditEntry, DeliverHeader};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
 
 /// The one handle of most connections; those for many queues have this one and those behind it.
 pub const HANDLE: u32 = 1;
@@ -46,6 +50,12 @@ struct Producer {
     /// Publish payload bytes so far, and how many there may be.
     sent_bytes: u64,
     window_bytes_total: u64,
+    /// Kept where a full broker may refuse: for runs that fill it.
+    unconfirmed: Option<Unconfirmed>,
+    /// BLOCKED came and UNBLOCKED did not.
+    blocked: bool,
+    /// A refused producer that is not blocked goes on at this time.
+    retry_at: Option<Instant>,
 }
 
 /// Connections to a broker or a bare program.
@@ -62,8 +72,12 @@ pub struct FastWire {
     acking: Vec<usize>,
     /// Empty between reads; kept for its memory.
     received: Vec<Received>,
+    /// Numbers of producers that have been refused something and not sent all of it again.
+    behind: Vec<usize>,
     window: usize,
     body_bytes: usize,
+    /// Whether what is not confirmed is kept to be sent again.
+    resends: bool,
     /// Speaks all of Forebay's protocol, not the bare subset.
     whole: bool,
     confirmed: u64,
@@ -137,7 +151,8 @@ impl FastWire {
         Ok(())
     }
 
-    /// One connection consumes from all of `queues`, one publishes to them.
+    /// One connection consumes from all of `queues`, one publishes to them, as far as there are
+    /// clients for it.
     fn connect_queues(
         &mut self,
         door: &Door,
@@ -145,19 +160,48 @@ impl FastWire {
         queues: &[String],
         shape: Shape,
     ) -> io::Result<()> {
-        let mut control = door.connect()?;
-        for (handle, queue) in (HANDLE..).zip(queues) {
-            control.open_consumer(handle, queue, None, shape.credit)?;
+        if shape.consumers > 0 {
+            let mut control = door.connect()?;
+            for (handle, queue) in (HANDLE..).zip(queues) {
+                // Without credit for now: answers to the other opens must not meet deliveries.
+                control.open_consumer(handle, queue, None, 0)?;
+            }
+            self.add(bare_opened(control.into_stream()), Role::Consumer(first))?;
+            self.grant_first(queues.len(), shape.credit);
         }
-        self.add(bare_opened(control.into_stream()), Role::Consumer(first))?;
+        if shape.producers == 0 {
+            return Ok(());
+        }
         let mut control = door.connect()?;
         for (handle, queue) in (HANDLE..).zip(queues) {
             let (id, window_bytes_total) = control.open_producer(handle, queue)?;
             let peer = self.peers.len();
-            let producer = Producer { peer, handle, id, window_bytes_total, ..Default::default() };
-            self.producers.push(producer);
+            let unconfirmed = self.resends.then(|| Unconfirmed::new(self.body_bytes));
+            self.producers.push(Producer {
+                peer,
+                handle,
+                id,
+                window_bytes_total,
+                unconfirmed,
+                ..Default::default()
+            });
         }
         self.add_peer(control.into_stream(), Role::Producer(first))
+    }
+
+    /// Grants credit to the consumers of the last connection.
+    fn grant_first(&mut self, handles: usize, credit: usize) {
+        let peer = self.peers.len() - 1;
+        let entry = |nth| CreditEntry {
+            handle: HANDLE + nth as u32,
+            messages: u32::try_from(credit).unwrap_or(u32::MAX).min(CREDIT_MESSAGES_MAX),
+            bytes: 0,
+        };
+        for first in (0..handles).step_by(CREDIT_ENTRIES_MAX) {
+            let end = handles.min(first + CREDIT_ENTRIES_MAX);
+            credit_frame((first..end).map(entry), &mut self.peers[peer].out);
+        }
+        self.dirty.push(peer);
     }
 
     fn empty(shape: Shape, whole: bool) -> io::Result<FastWire> {
@@ -171,8 +215,10 @@ impl FastWire {
             dirty: Vec::new(),
             acking: Vec::new(),
             received: Vec::new(),
+            behind: Vec::new(),
             window: shape.window,
             body_bytes: shape.body_bytes,
+            resends: whole && shape.held > 0,
             whole,
             confirmed: 0,
         })
@@ -185,6 +231,7 @@ impl FastWire {
                 handle: HANDLE,
                 id: opened.id,
                 window_bytes_total: opened.window_bytes_total,
+                unconfirmed: self.resends.then(|| Unconfirmed::new(self.body_bytes)),
                 ..Default::default()
             });
         }
@@ -197,6 +244,20 @@ impl FastWire {
         self.peers.push(peer);
         self.roles.push(role);
         Ok(())
+    }
+
+    fn resend(&mut self) {
+        let FastWire { behind, producers, peers, dirty, .. } = self;
+        behind.retain(|index| {
+            let producer = &mut producers[*index];
+            let peer = &mut peers[producer.peer];
+            let was_pending = peer.is_pending();
+            producer.resend(peer);
+            if !was_pending && peer.is_pending() {
+                dirty.push(producer.peer);
+            }
+            producer.is_behind()
+        });
     }
 
     fn flush_dirty(&mut self) -> io::Result<()> {
@@ -243,7 +304,10 @@ impl FastWire {
                 }
                 (Role::Producer(first), Some(opcode)) if self.whole => {
                     let producer = self.producers.get_mut(first + nth).ok_or(stranger())?;
-                    producer.take_answer(opcode, payload)?;
+                    self.confirmed += producer.take_answer(opcode, payload)?;
+                    if producer.is_behind() && !self.behind.contains(&(first + nth)) {
+                        self.behind.push(first + nth);
+                    }
                 }
                 (_, opcode) => return Err(unexpected(opcode, payload)),
             }
@@ -311,18 +375,60 @@ impl Producer {
         let confirmed = confirm.sequence - self.confirmed;
         self.confirmed = confirm.sequence;
         self.window_bytes_total = self.window_bytes_total.max(confirm.window_bytes_total);
+        if let Some(unconfirmed) = &mut self.unconfirmed {
+            unconfirmed.confirm(confirm.sequence);
+        }
         Ok(confirmed)
     }
 
-    /// A queue that blocks just grants nothing for a while.
-    fn take_answer(&mut self, opcode: Opcode, payload: &[u8]) -> io::Result<()> {
-        match Answer::decode(opcode, payload) {
-            Ok(Answer::Blocked(_)) => Ok(()),
-            Ok(Answer::Unblocked(unblocked)) => {
+    /// A queue that blocks just grants nothing for a while; what it refused is sent again, if it
+    /// was kept. Messages that this confirms.
+    fn take_answer(&mut self, opcode: Opcode, payload: &[u8]) -> io::Result<u64> {
+        match (Answer::decode(opcode, payload), &mut self.unconfirmed) {
+            (Ok(Answer::Blocked(_)), _) => {
+                (self.blocked, self.retry_at) = (true, None);
+                Ok(0)
+            }
+            (Ok(Answer::Unblocked(unblocked)), _) => {
                 self.window_bytes_total = self.window_bytes_total.max(unblocked.window_bytes_total);
-                Ok(())
+                (self.blocked, self.retry_at) = (false, None);
+                Ok(0)
+            }
+            (Ok(Answer::PublishError(error)), Some(unconfirmed))
+                // A code that is not known is one of a later broker, and tried again.
+                if ErrorCode::from_u16(error.code).is_none_or(ErrorCode::is_retryable)
+                    && (self.confirmed + 1..=self.sent + 1).contains(&error.sequence) =>
+            {
+                unconfirmed.refuse(error.sequence)?;
+                self.window_bytes_total = self.window_bytes_total.max(error.window_bytes_total);
+                let pause = Duration::from_millis(u64::from(error.retry_after_ms.max(1)));
+                self.retry_at = (!self.blocked).then(|| now() + pause);
+                let confirmed = error.sequence - 1 - self.confirmed;
+                self.confirmed += confirmed;
+                Ok(confirmed)
             }
             _ => Err(unexpected(Some(opcode), payload)),
+        }
+    }
+
+    fn is_behind(&self) -> bool {
+        self.unconfirmed.as_ref().is_some_and(Unconfirmed::is_behind)
+    }
+
+    /// Sends again what was refused, as far as the window goes.
+    fn resend(&mut self, peer: &mut Peer) {
+        if self.blocked || self.retry_at.is_some_and(|at| now() < at) {
+            return;
+        }
+        self.retry_at = None;
+        let Some(unconfirmed) = &mut self.unconfirmed else { return };
+        while let Some(payload) =
+            unconfirmed.next(self.window_bytes_total.saturating_sub(self.sent_bytes))
+        {
+            let header = FrameHeader::new(Opcode::Publish, self.handle, payload.len());
+            peer.out.extend_from_slice(&header.encode());
+            peer.out.extend_from_slice(payload);
+            self.sent_bytes += payload.len() as u64;
         }
     }
 }
@@ -363,14 +469,20 @@ fn answer(received: &[Received], whole: bool, out: &mut Vec<u8>) {
             out.extend_from_slice(&range.encode());
         }
         if whole {
-            let bytes = received.len() * CreditEntry::BYTES;
-            out.extend_from_slice(&FrameHeader::new(Opcode::Credit, 0, bytes).encode());
-            for &Received { handle, messages, bytes, .. } in received {
-                let credit = CreditEntry { handle, messages: messages as u32, bytes };
-                out.extend_from_slice(&credit.encode());
-            }
+            let entry = |&Received { handle, messages, bytes, .. }: &Received| CreditEntry {
+                handle,
+                messages: messages as u32,
+                bytes,
+            };
+            credit_frame(received.iter().map(entry), out);
         }
     }
+}
+
+fn credit_frame(entries: impl ExactSizeIterator<Item = CreditEntry>, out: &mut Vec<u8>) {
+    let bytes = entries.len() * CreditEntry::BYTES;
+    out.extend_from_slice(&FrameHeader::new(Opcode::Credit, 0, bytes).encode());
+    entries.for_each(|entry| out.extend_from_slice(&entry.encode()));
 }
 
 /// Shows the messages of a deliver frame.
@@ -397,6 +509,9 @@ impl Wire for FastWire {
     #[inline]
     fn room(&self, producer: usize) -> usize {
         let producer = &self.producers[producer];
+        if producer.is_behind() {
+            return 0;
+        }
         let by_count = self.window - (producer.sent - producer.confirmed) as usize;
         let bytes = producer.window_bytes_total.saturating_sub(producer.sent_bytes);
         let each = (RECORD_HEADER_BYTES + self.body_bytes) as u64;
@@ -443,12 +558,18 @@ impl Wire for FastWire {
             let crc = crc32c(&peer.out[start + 4..]);
             peer.out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
         }
+        if let Some(unconfirmed) = &mut producer.unconfirmed {
+            unconfirmed.push(producer.sent + 1, count as u64, &peer.out[start..]);
+        }
         producer.sent += count as u64;
         producer.sent_bytes += payload_bytes as u64;
         Ok(())
     }
 
     fn turn(&mut self, wait: Duration, mut take: impl FnMut(usize, &[u8])) -> io::Result<()> {
+        if !self.behind.is_empty() {
+            self.resend();
+        }
         self.flush_dirty()?;
         let mut ready = std::mem::take(&mut self.ready);
         ready.clear();
@@ -463,6 +584,10 @@ impl Wire for FastWire {
         }
         self.ready = ready;
         Ok(())
+    }
+
+    fn poll_fd(&self) -> Option<RawFd> {
+        Some(self.epoll.fd())
     }
 
     fn confirmed(&self) -> u64 {

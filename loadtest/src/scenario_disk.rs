@@ -1,0 +1,93 @@
+//! The disk alone, for the ratios of what a spill reaches of it.
+
+use crate::args_backlog::{BacklogArgs, DiskArgs};
+use crate::clock::RunClock;
+use crate::connect::unfit;
+use crate::disk::{self, DiskFigures, DiskPlan};
+use crate::report::UseSample;
+use crate::run::{Interrupt, Outcome};
+use crate::targets::Target;
+use std::io;
+use std::time::Duration;
+
+/// As the broker does it by default.
+const SLOT_BYTES: u64 = 1 << 20;
+const DEPTH: usize = 4;
+/// The file that stands for a backlog's is not larger than this.
+const FILE_BYTES_MAX: u64 = 4 << 30;
+/// A backlog's worth of transfers takes no longer.
+const TIME_MAX: Duration = Duration::from_secs(120);
+
+/// The scenario `disk`.
+///
+/// # Errors
+/// If the target is no disk, or the disk fails.
+pub fn run(args: &DiskArgs, interrupt: &Interrupt) -> io::Result<Outcome> {
+    let target = args.target.target;
+    if !target.is_disk() {
+        return Err(unfit("disk wants --target baseline-disk-write or baseline-disk-read"));
+    }
+    if args.fresh && target == Target::BaselineDiskRead {
+        return Err(unfit("what was never written cannot be read: --fresh is for writes"));
+    }
+    let plan = DiskPlan {
+        write: target == Target::BaselineDiskWrite,
+        io_bytes: args.size,
+        depth: args.depth as usize,
+        bytes: args.bytes,
+        file_bytes: if args.fresh { args.bytes } else { args.file_bytes.min(args.bytes) },
+        fresh: args.fresh,
+        file: args.disk_file.clone(),
+        time_max: args.duration,
+    };
+    if plan.bytes < plan.io_bytes || plan.file_bytes < plan.io_bytes {
+        return Err(io::Error::other("--bytes and --file-bytes must be one transfer at least"));
+    }
+    let (figures, outcome) = measured(&plan, interrupt)?;
+    let body_bytes = plan.io_bytes as usize;
+    Ok(Outcome { messages: figures.transfers, body_bytes, latency: figures.latency, ..outcome })
+}
+
+/// What a disk can do for the scenario `backlog`: as many bytes, as the broker moves them; counted
+/// in messages of the size asked for.
+///
+/// # Errors
+/// If the disk fails.
+pub fn run_backlog(args: &BacklogArgs, interrupt: &Interrupt) -> io::Result<Outcome> {
+    let bytes = args.bytes.next_multiple_of(SLOT_BYTES);
+    let plan = DiskPlan {
+        write: args.target.target == Target::BaselineDiskWrite,
+        io_bytes: SLOT_BYTES,
+        depth: DEPTH,
+        bytes,
+        file_bytes: bytes.min(FILE_BYTES_MAX),
+        fresh: false,
+        file: args.disk_file.clone(),
+        time_max: TIME_MAX,
+    };
+    let (figures, mut outcome) = measured(&plan, interrupt)?;
+    let messages = figures.transfers * SLOT_BYTES / args.size as u64;
+    if plan.write {
+        outcome.messages = messages;
+    } else {
+        let rate = messages as f64 / figures.seconds;
+        outcome.more.insert("drain_messages_per_s".into(), rate.into());
+        let rate = (figures.transfers * SLOT_BYTES) as f64 / figures.seconds;
+        outcome.more.insert("drain_bytes_per_s".into(), rate.into());
+    }
+    Ok(Outcome { body_bytes: args.size, ..outcome })
+}
+
+/// Processor time of the transfers, and of making the file before, is this program's own.
+fn measured(plan: &DiskPlan, interrupt: &Interrupt) -> io::Result<(DiskFigures, Outcome)> {
+    let clock = RunClock::start();
+    let first = UseSample::take(clock.ns(), None)?;
+    let figures = disk::run(plan, interrupt)?;
+    let last = UseSample::take(clock.ns(), None)?;
+    let outcome = Outcome {
+        seconds: figures.seconds,
+        processors: first.until(&last, 0),
+        ..Outcome::default()
+    };
+    Ok((figures, outcome))
+}
