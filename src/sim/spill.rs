@@ -339,7 +339,7 @@ impl Spill {
                 if whole && !lost.is_empty() {
                     return Err(format!("messages {lost:?} of chunk {key} were lost on disk"));
                 }
-                compare(&stored.original, &sealed, &lost, whole)?;
+                compare(&stored.original, &sealed, &lost)?;
                 self.universe.cover(Cover::ChunkRound);
                 if stored.rotten {
                     self.universe.cover(Cover::BitRot);
@@ -368,8 +368,8 @@ fn store(disk: &SimDisk, id: FileId) -> SpillStore<u64> {
     SpillStore::new(shape, DiskBudget::new(SLOT_BYTES as u64 * u64::from(SLOTS_MAX)))
 }
 
-/// Every message that is not said to be lost is as it was; of a `whole` chunk every byte.
-fn compare(original: &Original, sealed: &SealedChunk, lost: &[Range<u64>], whole: bool) -> Checked {
+/// Every message that is not said to be lost is as it was, to the byte.
+fn compare(original: &Original, sealed: &SealedChunk, lost: &[Range<u64>]) -> Checked {
     let (bytes, key) = (&original.bytes, original.name.chunk);
     let mut at = CHUNK_HEADER_BYTES;
     while at < bytes.len() {
@@ -378,11 +378,9 @@ fn compare(original: &Original, sealed: &SealedChunk, lost: &[Range<u64>], whole
         let header = header.map_err(|error| format!("chunk {key} was never whole: {error}"))?;
         let end = at + BATCH_PREFIX_BYTES + header.wire_bytes();
         if !lost.iter().any(|lost| lost.contains(&sequence)) {
-            let there = sealed.reader().slice(at..end);
-            // Of a damaged chunk, when a batch was taken may be another.
-            let time = if whole { 0..0 } else { 8..BATCH_PREFIX_BYTES };
-            let same = |nth: usize| there[nth] == bytes[at + nth] || time.contains(&nth);
-            if !(0..end - at).all(same) {
+            let there = sealed.reader().slice(CHUNK_HEADER_BYTES..sealed.reader().filled_bytes());
+            let there = there.get(at - CHUNK_HEADER_BYTES..end - CHUNK_HEADER_BYTES);
+            if there != Some(&bytes[at..end]) {
                 return Err(format!("message {sequence} of chunk {key} came back as another"));
             }
         }
