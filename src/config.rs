@@ -7,8 +7,9 @@
 
 use crate::base::units::{parse_bytes, parse_duration};
 use crate::limits::{
-    DISK_LIMIT_BYTES_MIN, FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS, MEMORY_LIMIT_BYTES_MIN, MESSAGE_BYTES_DEFAULT,
-    MESSAGE_BYTES_MAX, MESSAGE_MEMORY_SHARE, MIB, SHARDS_MAX, WATERMARK_PERCENT_MAX, STALL_TIMEOUT_MS, TOKEN_BYTES_MAX,
+    DISK_LIMIT_BYTES_MIN, FRAME_TIMEOUT_MS, HELLO_TIMEOUT_MS, MEMORY_LIMIT_BYTES_MIN,
+    MESSAGE_BYTES_DEFAULT, MESSAGE_BYTES_MAX, MESSAGE_MEMORY_SHARE, MIB, SHARDS_MAX,
+    STALL_TIMEOUT_MS, TOKEN_BYTES_MAX, WATERMARK_PERCENT_MAX,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -492,9 +493,9 @@ fn watermarks(settings: &Settings) -> Result<(u32, u32), ConfigError> {
     let said_low = settings.read("watermark_low", percent)?;
     // One alone brings the other along.
     let gap = WATERMARK_HIGH_DEFAULT - WATERMARK_LOW_DEFAULT;
-    let high = said_high.or(said_low.filter(|low| *low >= WATERMARK_HIGH_DEFAULT).map(|low| {
-        (low + gap).min(WATERMARK_PERCENT_MAX)
-    }));
+    let high = said_high.or(said_low
+        .filter(|low| *low >= WATERMARK_HIGH_DEFAULT)
+        .map(|low| (low + gap).min(WATERMARK_PERCENT_MAX)));
     let high = high.unwrap_or(WATERMARK_HIGH_DEFAULT);
     let low = said_low.unwrap_or(WATERMARK_LOW_DEFAULT.min(high.saturating_sub(gap).max(1)));
     if low >= high {

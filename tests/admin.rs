@@ -46,7 +46,8 @@ fn converse(admin: SocketAddr, bytes: &[u8]) -> String {
 
 /// Status and body.
 fn get(admin: SocketAddr, path: &str, headers: &str) -> (u16, String) {
-    let answer = converse(admin, format!("GET {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n").as_bytes());
+    let answer =
+        converse(admin, format!("GET {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n").as_bytes());
     let (head, body) = answer.split_once("\r\n\r\n").expect(&answer);
     let status = head.split(' ').nth(1).expect(head).parse().expect(head);
     (status, body.to_owned())
@@ -175,7 +176,8 @@ fn other_requests_are_answered_for_what_they_are() {
     assert_eq!(get(admin, "/", "").0, 200);
     assert_eq!(get(admin, "/nothing", "").0, 404);
     assert_eq!(get(admin, "/healthz?x=1", "").0, 200);
-    let refused = converse(admin, b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+    let refused =
+        converse(admin, b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
     assert!(refused.starts_with("HTTP/1.1 405 ") && refused.contains("GET, HEAD"), "{refused}");
     let head = converse(admin, b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");

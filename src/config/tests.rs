@@ -249,7 +249,7 @@ fn what_goes_to_disk_is_checked_as_a_whole() {
     assert_eq!(marks(&[("watermark_low", "90")]), (95, 90));
     assert_eq!(marks(&[("watermark_low", "20")]), (70, 20));
 
-    let refused = |pairs| refused(&flags(pairs));
+    let refused = |pairs: &[(&str, &str)]| refused(&flags(pairs));
     assert_eq!(
         refused(&[("disk_limit", "8MiB")]),
         "--disk-limit: 8MiB is too little for 4 shard(s), which need 16MiB each: give 64MiB or \
@@ -268,6 +268,7 @@ fn what_goes_to_disk_is_checked_as_a_whole() {
         assert!(refused(pairs).contains("is not below watermark_high"), "{pairs:?}");
     }
     for text in ["0", "96", "70 percent", ""] {
-        assert!(refused(&[("watermark_high", text)]).contains("from 1% to 95%"), "{text}");
+        let said = refused(&[("watermark_high", text)]);
+        assert!(said.contains("from 1% to 95%"), "{text}: {said}");
     }
 }

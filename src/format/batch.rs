@@ -33,6 +33,8 @@ use crate::limits::{
 pub const MAGIC: u16 = 0xFB0A;
 /// Version of the batch and record layout.
 pub const VERSION: u8 = 1;
+/// Where `records_bytes` stands in the header, for who walks batches that were checked.
+pub(crate) const RECORDS_BYTES_AT: usize = 16;
 /// The batch holds one fragment of a message that is too large for one record.
 pub const FRAGMENT: u16 = 1;
 /// All flags of this version; others are refused.
@@ -117,7 +119,7 @@ impl BatchHeader {
             priority: bytes[7],
             flags: u16_at(bytes, 8),
             record_count: u32_at(bytes, 12),
-            records_bytes: u32_at(bytes, 16),
+            records_bytes: u32_at(bytes, RECORDS_BYTES_AT),
             producer_id: u64_at(bytes, 24),
             producer_sequence: u64_at(bytes, 32),
         };

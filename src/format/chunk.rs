@@ -17,8 +17,9 @@
 
 use crate::base::checksum::crc32c;
 use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
+use crate::format::batch::RECORDS_BYTES_AT;
 use crate::format::{u16_at, u32_at, u64_at};
-use crate::limits::{CHUNK_HEADER_BYTES, DISK_ALIGN_BYTES};
+use crate::limits::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, DISK_ALIGN_BYTES};
 
 /// "FBCK", little endian.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"FBCK");
@@ -155,12 +156,22 @@ impl ChunkHeader {
     }
 }
 
-/// Ends the filling of a chunk: writes its header, with the bytes and the checksum of what is in it,
-/// and zeroes the padding. Then its image can go to disk.
-pub fn seal(writer: ChunkWriter, name: ChunkName, batch_count: u32) -> SealedChunk {
+/// Ends the filling of a chunk: writes its header, with what `name` says and the count, the bytes
+/// and the checksum of the batches in it, and zeroes the padding. Then its image can go to disk.
+///
+/// # Panics
+/// If what it is filled with are not whole batches, each behind its prefix.
+pub fn seal(writer: ChunkWriter, name: ChunkName) -> SealedChunk {
     let used = writer.filled_bytes();
-    let header = ChunkHeader::of(name, used, batch_count);
-    let bytes = header.encode(writer.slice(CHUNK_HEADER_BYTES..used));
+    let batches = writer.slice(CHUNK_HEADER_BYTES..used);
+    let (mut batch_count, mut at) = (0, 0);
+    while at < batches.len() {
+        let records_bytes = u32_at(batches, at + BATCH_PREFIX_BYTES + RECORDS_BYTES_AT);
+        at += BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES + records_bytes as usize;
+        batch_count += 1;
+    }
+    assert_eq!(at, batches.len(), "a chunk is filled with whole batches");
+    let bytes = ChunkHeader::of(name, used, batch_count).encode(batches);
     writer.seal(&bytes, DISK_ALIGN_BYTES)
 }
 

@@ -91,7 +91,7 @@ codes! {
     DiskLimit = 51, "disk_limit";
     /// Memory is full, and the file system has no space for more spill files.
     DiskFull = 52, "disk_full";
-    /// Memory is full, and the disk fails to write what should leave it.
+    /// Memory is full and the disk cannot be written; or what was on disk cannot be read any more.
     DiskError = 53, "disk_error";
     /// What was asked for has to be read from disk first, and too many wait for that already.
     Refilling = 54, "refilling";

@@ -58,6 +58,8 @@ pub struct PullState {
     pub brought: u32,
     /// Its time is over: it ends with the large message that is on its way.
     pub over: bool,
+    /// Its time is over: it waits only for what is being read.
+    pub late: bool,
 }
 
 /// A large message on its way out, fragment by fragment.

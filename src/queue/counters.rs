@@ -39,13 +39,20 @@ pub struct SubscriptionCounters {
     pub expired: u64,
     pub dropped: u64,
     pub purged: u64,
+    pub lost_damaged: u64,
     pub redriven: u64,
 }
 
 impl SubscriptionCounters {
     /// Messages that left, by every way there is.
     pub fn gone(&self) -> u64 {
-        self.acked + self.dead_lettered + self.expired + self.dropped + self.purged + self.redriven
+        self.acked
+            + self.dead_lettered
+            + self.expired
+            + self.dropped
+            + self.purged
+            + self.lost_damaged
+            + self.redriven
     }
 }
 

@@ -3,11 +3,12 @@
 
 use crate::base::slot_map::Key;
 use crate::base::time::{Mono, Wall};
-use crate::limits::MOVES_MAX;
+use crate::limits::{MOVES_MAX, RUN_RECORDS_MAX};
 use crate::protocol::error::ErrorCode;
 use crate::queue::log::{Log, Run};
 use crate::queue::portion::{History, Portion};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 
 /// A move that was refused is tried again after so long.
@@ -151,7 +152,8 @@ impl DeadLetters {
     }
 
     /// The next one to go.
-    pub fn poll(&mut self, subscription: Key, now: Mono, log: &Log) -> Option<MoveOut> {
+    /// Waits for its records where they are on disk.
+    pub fn poll(&mut self, subscription: Key, now: Mono, log: &mut Log) -> Option<MoveOut> {
         if self.out_dead >= MOVES_MAX {
             return None;
         }
@@ -163,6 +165,11 @@ impl DeadLetters {
             return None;
         }
         let again = due && (self.refused_first || !fresh);
+        let next = match again {
+            true => self.refused.first_key_value().map(|(_, dead)| dead.portion.run),
+            false => self.waiting.first_key_value().map(|(_, dead)| dead.portion.run),
+        };
+        log.need(&next?).ok()?;
         self.refused_first = !again;
         let one = if again { self.refused.pop_first()?.1 } else { self.next_waiting(log)? };
         self.out_dead += 1;
@@ -231,6 +238,27 @@ impl DeadLetters {
         }
     }
 
+    /// Takes out messages by sequence, all but those that are on the way.
+    pub fn remove(&mut self, range: &Range<u64>) -> Vec<Portion> {
+        let mut taken = Vec::new();
+        let near = range.start.saturating_sub(RUN_RECORDS_MAX as u64 - 1)..range.end;
+        let keys: Vec<u64> = self.waiting.range(near).map(|(&key, _)| key).collect();
+        for key in keys {
+            let Some(mut dead) = self.waiting.remove(&key) else { continue };
+            taken.extend(dead.portion.take_range(range));
+            match dead.portion.left() {
+                0 => self.text_bytes -= dead.text.len(),
+                _ => _ = self.waiting.insert(dead.portion.first_sequence(), dead),
+            }
+        }
+        let refused = self.refused.extract_if(.., |(_, sequence), _| range.contains(sequence));
+        for (_, dead) in refused {
+            self.text_bytes -= dead.text.len();
+            taken.push(dead.portion);
+        }
+        taken
+    }
+
     /// Takes everything.
     pub fn drain(&mut self) -> Vec<Portion> {
         let all = std::mem::take(self);
@@ -240,9 +268,10 @@ impl DeadLetters {
 
     /// Takes the first message that was not tried yet out of its entry.
     fn next_waiting(&mut self, log: &Log) -> Option<Dead> {
-        let (_, mut dead) = self.waiting.pop_first()?;
-        let nth = dead.portion.first();
-        let run = log.part(&dead.portion.run, nth, 1);
+        let first = self.waiting.first_entry()?;
+        let nth = first.get().portion.first();
+        let run = log.part(&first.get().portion.run, nth, 1).ok()?;
+        let mut dead = first.remove();
         dead.portion.take(nth, nth + 1);
         let text = Rc::clone(&dead.text);
         let portion = Portion::whole(run, dead.portion.history);

@@ -6,9 +6,10 @@
 
 use crate::base::time::Mono;
 use crate::limits::RUN_RECORDS_MAX;
-use crate::queue::log::{Log, Run};
+use crate::queue::log::{Absent, Log, Run};
 use crate::queue::portion::{History, Portion};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// What an entry takes with its share of the tree.
 pub const DUE_BYTES: usize = 2 * size_of::<(u64, Portion)>();
@@ -35,17 +36,22 @@ impl DueSet {
         self.ready.first_key_value().map(|(&sequence, _)| sequence)
     }
 
+    /// The chunk that it stands in.
+    pub fn first_ready_chunk(&self) -> Option<u64> {
+        self.ready.first_key_value().map(|(_, portion)| portion.run.at.chunk)
+    }
+
     /// When the next one is due.
     #[inline]
     pub fn next_due(&self) -> Option<Mono> {
         self.by_due.first().map(|&(at, _)| at)
     }
 
-    /// The first messages that are ready and not before `from`: one stretch.
-    pub fn first_ready_from(&self, from: u64, log: &Log) -> Option<Run> {
+    /// The first messages that are ready and not before `from`: one stretch, and its sequence.
+    pub fn first_ready_from(&self, from: u64, log: &Log) -> Option<(u64, Result<Run, Absent>)> {
         let ready = self.ready.range(near(from)..).map(|(&key, portion)| (key, portion));
-        let (_, portion, skip, take) = first_stretch(from, ready)?;
-        Some(log.part(&portion.run, skip, take))
+        let (sequence, portion, skip, take) = first_stretch(from, ready)?;
+        Some((sequence, log.part(&portion.run, skip, take)))
     }
 
     /// Portions that are ready, by sequence of their first message.
@@ -97,20 +103,32 @@ impl DueSet {
 
     /// Takes the first messages that are ready: at most `records_max`, the last of which may pass
     /// `bytes_max`.
-    pub fn take_front(&mut self, log: &Log, records_max: u32, bytes_max: u64) -> (Run, History) {
-        let (_, mut portion) = self.ready.pop_first().expect("the caller looked");
-        let (skip, take) = portion.next(0, portion.run.count).expect("an entry is not empty");
-        let stretch = log.part(&portion.run, skip, take);
-        let count = log.front_count(&stretch, records_max, bytes_max);
+    ///
+    /// # Errors
+    /// If their chunk is absent; then nothing is taken.
+    pub fn take_front(
+        &mut self,
+        log: &Log,
+        records_max: u32,
+        bytes_max: u64,
+    ) -> Result<(Run, History), Absent> {
+        let mut first = self.ready.first_entry().expect("the caller looked");
+        let portion = first.get_mut();
+        let (run, history) = (portion.run, portion.history);
+        let (skip, take) = portion.next(0, run.count).expect("an entry is not empty");
+        let stretch = log.part(&run, skip, take)?;
+        let count = log.front_count(&stretch, records_max, bytes_max)?;
+        // Of the run, not of the stretch: shares of shares would not add up.
+        let taken = log.part(&run, skip, count)?;
         portion.take(skip, skip + count);
-        let history = portion.history;
+        let portion = first.remove();
         if portion.left() > 0 {
             self.put_ready(portion);
         }
-        (log.part(&stretch, 0, count), history)
+        Ok((taken, history))
     }
 
-    /// Takes one message that is ready.
+    /// Takes one message that is ready, if its chunk is there.
     pub fn pick(&mut self, sequence: u64, log: &Log) -> Option<(Run, History)> {
         let reach = near(sequence)..=sequence;
         let nth = |portion: &Portion| {
@@ -119,9 +137,10 @@ impl DueSet {
         };
         let mut near = self.ready.range(reach);
         let (key, nth) = near.find_map(|(&key, portion)| Some((key, nth(portion)?)))?;
+        let picked = log.part(&self.ready.get(&key)?.run, nth, 1).ok()?;
         let mut portion = self.ready.remove(&key)?;
         portion.take(nth, nth + 1);
-        let picked = (log.part(&portion.run, nth, 1), portion.history);
+        let picked = (picked, portion.history);
         if portion.left() > 0 {
             self.put_ready(portion);
         }
@@ -137,25 +156,25 @@ impl DueSet {
         Some(count)
     }
 
-    /// The first messages that are ready or wait, not before `from`: one stretch.
-    pub fn first_from(&self, from: u64, log: &Log) -> Option<Run> {
+    /// The first messages that are ready or wait, not before `from`: one stretch, and its sequence.
+    pub fn first_from(&self, from: u64, log: &Log) -> Option<(u64, Result<Run, Absent>)> {
         let ready = self.ready.range(near(from)..).map(|(&key, portion)| (key, portion));
         let ready = first_stretch(from, ready);
         let waiting = self.waiting.range(near(from)..);
         let waiting = first_stretch(from, waiting.map(|(&key, (_, portion))| (key, portion)));
-        let (_, portion, skip, take) =
+        let (sequence, portion, skip, take) =
             ready.into_iter().chain(waiting).min_by_key(|&(sequence, ..)| sequence)?;
-        Some(log.part(&portion.run, skip, take))
+        Some((sequence, log.part(&portion.run, skip, take)))
     }
 
-    /// Takes out messages of `run`: portions that were ready, and such that waited.
-    pub fn remove(&mut self, run: &Run) -> (Vec<Portion>, Vec<Portion>) {
-        let reach = near(run.sequence)..run.sequence + u64::from(run.count);
+    /// Takes out messages by sequence: portions that were ready, and such that waited.
+    pub fn remove(&mut self, range: &Range<u64>) -> (Vec<Portion>, Vec<Portion>) {
+        let reach = near(range.start)..range.end;
         let (mut ready, mut waiting) = (Vec::new(), Vec::new());
         let keys: Vec<u64> = self.ready.range(reach.clone()).map(|(&key, _)| key).collect();
         for key in keys {
             let Some(mut portion) = self.ready.remove(&key) else { continue };
-            ready.extend(take_of(&mut portion, run));
+            ready.extend(portion.take_range(range));
             if portion.left() > 0 {
                 self.put_ready(portion);
             }
@@ -163,7 +182,7 @@ impl DueSet {
         let keys: Vec<u64> = self.waiting.range(reach).map(|(&key, _)| key).collect();
         for key in keys {
             let Some((due, mut portion)) = self.remove_waiting(key) else { continue };
-            waiting.extend(take_of(&mut portion, run));
+            waiting.extend(portion.take_range(range));
             if portion.left() > 0 {
                 self.put_waiting(portion, due);
             }
@@ -187,7 +206,7 @@ impl DueSet {
 }
 
 /// Where an entry of the same run may stand.
-fn reach(portion: &Portion) -> std::ops::Range<u64> {
+fn reach(portion: &Portion) -> Range<u64> {
     portion.run.sequence..portion.run.sequence + u64::from(portion.run.count)
 }
 
@@ -215,12 +234,4 @@ fn first_stretch<'a>(
         }
     }
     best
-}
-
-/// Takes the messages of `run` out of a portion.
-fn take_of(portion: &mut Portion, run: &Run) -> Option<Portion> {
-    let held = portion.run.sequence..portion.run.sequence + u64::from(portion.run.count);
-    let from = run.sequence.clamp(held.start, held.end) - held.start;
-    let to = (run.sequence + u64::from(run.count)).clamp(held.start, held.end) - held.start;
-    Some(portion.take(from as u32, to as u32)).filter(|taken| taken.left() > 0)
 }

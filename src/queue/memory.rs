@@ -14,6 +14,7 @@ use crate::base::chunk_pool::{ChunkPool, ChunkWriter};
 use crate::limits::{
     BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, RECORD_CONTENT_BYTES_MAX, RECORD_HEADER_BYTES,
 };
+use crate::protocol::error::ErrorCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -232,22 +233,104 @@ impl Budget {
     }
 }
 
+/// What becomes of messages that memory has no room for. The shard says it every tick.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// Nothing is spilled to disk.
+    #[default]
+    Off,
+    /// They are written to disk as fast as it goes.
+    Working,
+    /// The disk has no room for them: why, and the limit in bytes.
+    Full(ErrorCode, u64),
+    /// The disk cannot be written.
+    Failing,
+}
+
+impl Overflow {
+    /// Why a publish is refused when memory is full.
+    pub fn code(self) -> ErrorCode {
+        match self {
+            Overflow::Off | Overflow::Working => ErrorCode::MemoryLimit,
+            Overflow::Full(code, _) => code,
+            Overflow::Failing => ErrorCode::DiskError,
+        }
+    }
+}
+
+/// Whether a refusal says that memory is full, whatever keeps it from being spilled.
+pub fn is_of_memory(code: ErrorCode) -> bool {
+    use ErrorCode as E;
+    matches!(code, E::MemoryLimit | E::DiskLimit | E::DiskFull | E::DiskError)
+}
+
 /// Chunks and the budget they are charged to.
 pub struct Memory {
     /// The budget of the shard.
     pub budget: Budget,
+    /// What becomes of messages that it has no room for.
+    pub overflow: Overflow,
+    /// While chunks leave memory for disk: what one queue may take for the chunk that it fills, if
+    /// it has not more in memory already.
+    tail_bytes_max: Option<u64>,
     pool: ChunkPool,
+    /// A largest chunk is set aside, so that one can always be read from disk.
+    keeps_chunk: bool,
+    kept_chunk: Option<ChunkWriter>,
 }
 
 impl Memory {
     /// An empty memory.
     pub fn new(budget: Budget, pool: ChunkPool) -> Self {
-        Memory { budget, pool }
+        let (overflow, tail_bytes_max) = (Overflow::Off, None);
+        Memory { budget, overflow, tail_bytes_max, pool, keeps_chunk: false, kept_chunk: None }
     }
 
     /// Number of size classes.
     pub fn class_count(&self) -> usize {
         self.pool.shape().class_bytes.len()
+    }
+
+    /// Says that memory is full enough for chunks to leave it, and what one queue may take then for
+    /// the chunk that it fills; `None`: it is not.
+    ///
+    /// Many queues with a large chunk each, nearly empty, would fill memory with nothing. So a queue
+    /// that has little in memory gets chunks of the share that it would have if all were alike, and
+    /// one that fills them faster than they are written has more in memory, and gets larger ones.
+    pub fn press(&mut self, tail_bytes_max: Option<u64>) {
+        self.tail_bytes_max = tail_bytes_max;
+    }
+
+    /// The largest class for the next chunk of a queue that has so many bytes in memory.
+    pub fn tail_class_max(&self, held_bytes: u64) -> usize {
+        let Some(tail_bytes_max) = self.tail_bytes_max else { return usize::MAX };
+        let bytes_max = tail_bytes_max.max(held_bytes);
+        let classes = &self.pool.shape().class_bytes;
+        classes.partition_point(|&bytes| bytes as u64 <= bytes_max).saturating_sub(1)
+    }
+
+    /// Sets a largest chunk aside from now on, for [`Memory::take_refill_chunk`].
+    pub fn keep_refill_chunk(&mut self) {
+        self.keeps_chunk = true;
+        self.set_aside();
+    }
+
+    /// Takes a chunk that an image of so many bytes, header included, is read into: any, or the one
+    /// that was set aside. `None` while that is out too.
+    pub fn take_refill_chunk(&mut self, image_bytes: usize) -> Option<ChunkWriter> {
+        let content_bytes = image_bytes.saturating_sub(self.pool.shape().header_bytes);
+        let taken = self.take_chunk(content_bytes, 0).ok();
+        taken.or_else(|| self.kept_chunk.take_if(|kept| kept.capacity_bytes() >= image_bytes))
+    }
+
+    /// The chunk set aside comes before all others: nobody else takes it when it is free again.
+    #[cold]
+    fn set_aside(&mut self) {
+        let largest = self.class_count() - 1;
+        self.kept_chunk = self.pool.take(largest);
+        if self.kept_chunk.is_none() && self.grow(largest) {
+            self.kept_chunk = self.pool.take(largest);
+        }
     }
 
     /// Takes a chunk with room for `content_bytes`, of the class `preferred` or, where that is too
@@ -260,6 +343,9 @@ impl Memory {
         content_bytes: usize,
         preferred: usize,
     ) -> Result<ChunkWriter, MemoryFull> {
+        if self.keeps_chunk && self.kept_chunk.is_none() {
+            self.set_aside();
+        }
         let shape = self.pool.shape();
         let needed = content_bytes + shape.header_bytes;
         let smallest = shape.class_bytes.iter().position(|&bytes| bytes >= needed);
@@ -288,6 +374,16 @@ impl Memory {
         let shape = self.pool.shape();
         self.budget.free_for_chunks() >= shape.slab_bytes as u64
             || self.pool.has_free(content_bytes + shape.header_bytes)
+    }
+
+    /// Bytes of chunks that are charged and free.
+    pub fn free_chunk_bytes(&self) -> usize {
+        self.pool.free_bytes()
+    }
+
+    /// Chunks that somebody writes or reads.
+    pub fn used_chunks(&self) -> usize {
+        self.pool.used_chunks()
     }
 
     /// Gives free slabs back to the system, all but `spare`.

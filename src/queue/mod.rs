@@ -19,6 +19,7 @@ pub mod dead;
 mod due;
 pub mod lease;
 pub mod log;
+mod lost;
 pub mod memory;
 pub mod moved;
 mod peek;
@@ -30,6 +31,7 @@ mod publish;
 mod pulls;
 mod settle;
 mod skips;
+pub mod spill;
 pub mod subscription;
 mod subscriptions;
 
@@ -55,6 +57,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use subscription::{Delivery, Parts, PullEnd, Subscription};
 
 pub use dead::{MoveOut, MoveReason};
+pub use log::Absent;
 pub use peek::Peeked;
 pub use settle::{Acked, ExtendError, NackRequest, NeverDelivered};
 pub use subscriptions::{CreateSubscriptionError, SubscriptionInUse};
@@ -64,6 +67,7 @@ pub struct Queue {
     name: Box<str>,
     options: QueueOptions,
     bounds: QueueBounds,
+    number: u64,
     created: Wall,
     log: Log,
     /// Boxed, so that the map grows without moving them.
@@ -85,6 +89,8 @@ pub struct Queue {
     blocked: Option<Block>,
     /// Moves that it has taken and whose sources have not settled them yet.
     moves_taken: BTreeSet<MoveKey>,
+    /// The absent chunk with the oldest message, which is to be dropped.
+    drop_waits: Option<u64>,
 }
 
 /// A producer could not be opened.
@@ -118,7 +124,8 @@ const CONSUMER_BYTES: usize = size_of::<consumer::Consumer>() + 64;
 const KNOWN_BYTES: usize = 2 * size_of::<(u64, KnownProducer)>() + 32;
 
 impl Queue {
-    /// An empty queue without subscriptions. The seed is for the jitter of back-offs.
+    /// An empty queue without subscriptions. Its number tells its chunks on disk from those of all
+    /// others of the shard; the seed is for the jitter of back-offs.
     ///
     /// # Errors
     /// When the budget has no room for one more.
@@ -126,6 +133,7 @@ impl Queue {
         name: &str,
         options: QueueOptions,
         bounds: QueueBounds,
+        number: u64,
         created: Wall,
         seed: u64,
         memory: &mut Memory,
@@ -135,6 +143,7 @@ impl Queue {
             name: name.into(),
             options,
             bounds,
+            number,
             created,
             log: Log::default(),
             subscriptions: SlotMap::default(),
@@ -149,6 +158,7 @@ impl Queue {
             counters: Counters::default(),
             blocked: None,
             moves_taken: BTreeSet::new(),
+            drop_waits: None,
         })
     }
 
@@ -317,6 +327,10 @@ impl Queue {
         let Some(block) = self.blocked else {
             return false;
         };
+        self.drop_waits.take_if(|chunk| !self.log.is_absent(*chunk));
+        if self.drop_waits.is_some() {
+            return false;
+        }
         let makes_room = match self.options.on_full {
             OnFull::Block => false,
             OnFull::DropOldest => self.ready() + self.delayed() > 0,
@@ -329,7 +343,7 @@ impl Queue {
         let chunk_bytes = block.needed_bytes.min(BATCH_BYTES_MAX);
         let room = (messages_max == 0 || self.messages() < low(messages_max))
             && (bytes_max == 0 || self.bytes() + needed_bytes <= bytes_max || self.messages() == 0)
-            && (block.code != ErrorCode::MemoryLimit || memory.could_take(chunk_bytes));
+            && (!memory::is_of_memory(block.code) || memory.could_take(chunk_bytes));
         if room || makes_room {
             self.blocked = None;
         }
@@ -519,6 +533,7 @@ impl Queue {
             let (messages, bytes) = subscription.purge(&mut parts);
             removed = (removed.0 + messages, removed.1 + bytes);
         }
+        self.log.settle_charge(memory);
         removed
     }
 
@@ -533,6 +548,7 @@ impl Queue {
             let (messages, bytes) = self.delete_subscription(key, true, memory).unwrap_or_default();
             removed = (removed.0 + messages, removed.1 + bytes);
         }
+        self.log.end_charge(memory);
         memory.budget.release(Account::Handles, KNOWN_BYTES * self.known.len());
         let keys_bytes = moved::MOVE_KEY_BYTES * self.moves_taken.len();
         memory.budget.release(Account::Queues, keys_bytes);

@@ -33,7 +33,7 @@ fn memory() -> Memory {
 
 fn queue(options: QueueOptions, memory: &mut Memory) -> Queue {
     let bounds = QueueBounds { window_bytes: 1 << 40, ..QueueBounds::default() };
-    let mut queue = Queue::new("q", options, bounds, Wall(1), 1, memory).unwrap();
+    let mut queue = Queue::new("q", options, bounds, 1, Wall(1), 1, memory).unwrap();
     let (asked, now) = (SubscriptionOptions::default(), Now::default());
     queue.create_subscription("default", asked, Start::Now, now, memory).unwrap();
     queue
@@ -328,7 +328,7 @@ impl Pair {
         let QueueOptions { messages_max, bytes_max, .. } = *queue.options();
         assert!(messages_max == 0 || queue.messages() <= messages_max);
         assert!(bytes_max == 0 || queue.bytes() <= bytes_max);
-        let (peeked, more) = queue.peek(self.subscription, 0, 1000, 1 << 20);
+        let (peeked, more) = queue.peek(self.subscription, 0, 1000, 1 << 20).unwrap();
         let sequences: Vec<u64> = peeked.iter().map(|message| message.sequence).collect();
         assert_eq!(sequences, self.ready.iter().copied().collect::<Vec<_>>());
         assert!(!more);

@@ -17,7 +17,7 @@ use crate::limits::{BATCH_HEADER_BYTES, MOVE_KEYS_MAX};
 use crate::protocol::error::ErrorCode;
 use crate::queue::Queue;
 use crate::queue::assembly::Assembly;
-use crate::queue::log::{Log, Run, RunBytes};
+use crate::queue::log::{Absent, Log, Run, RunBytes};
 use crate::queue::memory::{Account, Memory, MemoryFull};
 use crate::queue::policy::OnFull;
 use std::collections::VecDeque;
@@ -143,17 +143,17 @@ fn take_front(parts: &mut VecDeque<&[u8]>, max: usize) -> Vec<u8> {
 
 impl Log {
     /// The bytes of one message: its record, or all its fragments.
-    fn pieces(&self, run: &Run) -> Vec<RunBytes> {
+    fn pieces(&self, run: &Run) -> Result<Vec<RunBytes>, Absent> {
         if !run.large {
-            return vec![self.run_bytes(&self.part(run, 0, 1))];
+            return Ok(vec![self.run_bytes(&self.part(run, 0, 1)?)?]);
         }
         let (mut pieces, mut next) = (Vec::new(), Some(run.at));
         while let Some(at) = next {
-            let (bytes, after) = self.fragment_at(run, at);
+            let (bytes, after) = self.fragment_at(run, at)?;
             pieces.push(bytes);
             next = after;
         }
-        pieces
+        Ok(pieces)
     }
 }
 
@@ -161,23 +161,27 @@ impl Queue {
     /// The first message of a run as one that travels, with the properties that `rewrite` makes of
     /// its own; `None` if that does not want it moved. A record of it holds `record_max` bytes of
     /// content, see [`Memory::record_content_bytes_max`].
+    ///
+    /// # Errors
+    /// If not all of it is in memory; the rest is asked for.
     pub fn move_out(
-        &self,
+        &mut self,
         run: &Run,
         record_max: usize,
         rewrite: impl FnOnce(&[u8]) -> Option<Vec<u8>>,
-    ) -> Option<MovedMessage> {
-        let pieces = self.log.pieces(run);
+    ) -> Result<Option<MovedMessage>, Absent> {
+        self.log.need(run)?;
+        let pieces = self.log.pieces(run)?;
         let records: Vec<_> = pieces
             .iter()
             .filter_map(|bytes| Records::new(bytes.chunk.slice(bytes.range.clone())).next())
             .collect();
-        let own = records.first()?.properties;
-        let properties = rewrite(own)?;
+        let Some(own) = records.first().map(|record| record.properties) else { return Ok(None) };
+        let Some(properties) = rewrite(own) else { return Ok(None) };
         let body: Vec<&[u8]> = records.iter().map(|record| record.body).collect();
         let body_bytes: u64 = body.iter().map(|piece| piece.len() as u64).sum();
         let content_bytes = dead_letter::stripped(own).len() as u64 + body_bytes;
-        Some(MovedMessage::build(properties, &body, content_bytes, record_max))
+        Ok(Some(MovedMessage::build(properties, &body, content_bytes, record_max)))
     }
 
     /// Takes a message that comes from another queue; `only` one subscription gets it, if the
@@ -200,7 +204,8 @@ impl Queue {
             return Err(MoveRefused::Unsettled);
         }
         self.make_room_for_move(message, memory)?;
-        let full = |_| MoveRefused::Code(ErrorCode::MemoryLimit);
+        let code = memory.overflow.code();
+        let full = |_| MoveRefused::Code(code);
         memory.budget.try_charge(Account::Queues, MOVE_KEY_BYTES).map_err(full)?;
         let only = only.and_then(|name| self.subscription_key(name));
         let appended = self.append_moved(message, only, wall.0, memory);

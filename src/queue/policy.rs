@@ -116,7 +116,8 @@ pub struct Refusal {
 /// Why a queue takes nothing for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// `QueueMessagesMax`, `QueueBytesMax` or `MemoryLimit`.
+    /// `QueueMessagesMax`, `QueueBytesMax`, or that memory is full: `MemoryLimit`, `DiskLimit`,
+    /// `DiskFull`, `DiskError`.
     pub code: ErrorCode,
     /// Bytes that the refused publish needed.
     pub needed_bytes: usize,

@@ -5,6 +5,7 @@
 use crate::base::time::Wall;
 use crate::limits::RUN_RECORDS_MAX;
 use crate::queue::log::Run;
+use std::ops::Range;
 
 const WORDS: usize = RUN_RECORDS_MAX / 64;
 
@@ -98,6 +99,14 @@ impl Portion {
         }
         self.left -= taken.left;
         taken
+    }
+
+    /// Takes out what is left of the messages with these sequences, if anything is.
+    pub fn take_range(&mut self, range: &Range<u64>) -> Option<Portion> {
+        let held = self.run.sequence..self.run.sequence + u64::from(self.run.count);
+        let from = range.start.clamp(held.start, held.end) - held.start;
+        let to = range.end.clamp(held.start, held.end) - held.start;
+        Some(self.take(from as u32, to.max(from) as u32)).filter(|taken| taken.left() > 0)
     }
 
     /// Adds what another portion of the same run has left.

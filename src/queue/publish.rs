@@ -9,7 +9,7 @@ use crate::limits::{BATCH_HEADER_BYTES, RUN_RECORDS_MAX};
 use crate::protocol::error::ErrorCode;
 use crate::queue::Queue;
 use crate::queue::assembly::Assembly;
-use crate::queue::memory::{Memory, MemoryFull};
+use crate::queue::memory::{Memory, MemoryFull, Overflow, is_of_memory};
 use crate::queue::policy::{BLOCK_RETRY_MS, Block, OnFull, QueueOptions, REJECT_RETRY_MS, Refusal};
 
 /// Tags whose meaning this version does not carry out yet: refused rather than ignored.
@@ -40,8 +40,12 @@ struct Full {
 }
 
 impl Full {
-    fn of_memory(full: MemoryFull) -> Self {
-        Full { code: ErrorCode::MemoryLimit, limit: ("memory_limit", full.limit_bytes) }
+    fn of_memory(full: MemoryFull, overflow: Overflow) -> Self {
+        let limit = match overflow {
+            Overflow::Full(code, limit) => (code.name(), limit),
+            _ => ("memory_limit", full.limit_bytes),
+        };
+        Full { code: overflow.code(), limit }
     }
 }
 
@@ -101,9 +105,10 @@ impl Queue {
         key: Key,
         front: &[u8],
         payload_bytes: u32,
-        limit_bytes: u64,
+        memory: &Memory,
     ) -> Option<Refusal> {
-        let full = Full::of_memory(MemoryFull { limit_bytes });
+        let limit_bytes = memory.budget.limit_bytes();
+        let full = Full::of_memory(MemoryFull { limit_bytes }, memory.overflow);
         if self.options.on_full == OnFull::Block {
             let needed_bytes = payload_bytes as usize;
             self.blocked.get_or_insert(Block { code: full.code, needed_bytes });
@@ -270,7 +275,7 @@ impl Queue {
                         intake.taken += fitting;
                         continue;
                     }
-                    Err(memory_full) => full = Some(Full::of_memory(memory_full)),
+                    Err(memory_full) => full = Some(Full::of_memory(memory_full, memory.overflow)),
                 }
             }
             let needed = rest[0].record_bytes();
@@ -357,7 +362,7 @@ impl Queue {
         }
         if let Err(memory_full) = assembly.push(fragment, wall.0, memory) {
             drop(assembly);
-            let full = Full::of_memory(memory_full);
+            let full = Full::of_memory(memory_full, memory.overflow);
             return self.large_without_room(key, full, fragment.wire.len(), memory);
         }
         let producer = self.producers.at_mut(key).expect("nothing closes it meanwhile");
@@ -477,7 +482,7 @@ impl Queue {
         memory: &mut Memory,
     ) {
         let bytes = assembly.records_bytes();
-        self.log.append_large(assembly.into_chunks(), bytes, self.holders(only));
+        self.log.append_large(assembly.into_chunks(), bytes, self.holders(only), memory);
         self.note_appended(1, bytes, only, memory);
     }
 
@@ -562,9 +567,9 @@ impl Queue {
                 let limit = ("bytes_max", self.options.bytes_max);
                 Full { code: ErrorCode::QueueBytesMax, limit }
             }
-            Some(ErrorCode::MemoryLimit) => {
+            Some(code) if is_of_memory(code) => {
                 let limit_bytes = memory.budget.limit_bytes();
-                Full::of_memory(MemoryFull { limit_bytes })
+                Full::of_memory(MemoryFull { limit_bytes }, memory.overflow)
             }
             _ => {
                 let limit = ("messages_max", self.options.messages_max);
@@ -578,6 +583,18 @@ impl Queue {
         match full.code {
             ErrorCode::MemoryLimit => {
                 "the broker's memory limit leaves no room; consume, or raise memory_limit".into()
+            }
+            ErrorCode::DiskLimit => format!(
+                "memory is full, and on disk is as much as disk_limit = {value} allows; consume, or \
+                 raise disk_limit"
+            ),
+            ErrorCode::DiskFull => {
+                "memory is full, and the file system has no space left for more; \
+                                    consume, or make space"
+                    .into()
+            }
+            ErrorCode::DiskError => {
+                "memory is full, and the disk cannot be written; consume, or see to the disk".into()
             }
             _ => format!("queue `{}` is full: {name} = {value}", self.name),
         }

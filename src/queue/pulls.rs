@@ -10,6 +10,9 @@ use std::collections::{BTreeSet, VecDeque};
 /// What a waiting pull takes with its timer.
 const PULL_BYTES: usize = 2 * size_of::<PullState>() + 2 * size_of::<(Mono, Key)>();
 
+/// A pull whose time is over waits so much longer for what is being read from disk.
+const READ_GRACE_MS: u64 = 1000;
+
 /// A pull has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PullEnd {
@@ -92,10 +95,22 @@ impl Subscription {
                         pull.over = true;
                     }
                 }
+                // What it waits for is ready, but must be read first.
+                Some(consumer) if self.waits.is_some() && self.ready > 0 => {
+                    self.pulls.timers.pop_first();
+                    let Some(pull) = consumer.pulls.front_mut() else { continue };
+                    if pull.brought > 0 || std::mem::replace(&mut pull.late, true) {
+                        self.end_pull(key, parts);
+                    } else {
+                        pull.deadline = now.plus_ms(READ_GRACE_MS);
+                        self.pulls.timers.insert((pull.deadline, key));
+                    }
+                }
                 _ => self.end_pull(key, parts),
             }
         }
-        let nothing_at_hand = self.ready() == 0 || self.pause(parts).is_some();
+        let nothing_at_hand =
+            self.ready() == 0 || self.waits.is_some() || self.pause(parts).is_some();
         let mut nth = 0;
         while self.pulls.ended.is_empty() && nth < self.pulls.brought.len() {
             let key = self.pulls.brought[nth];

@@ -229,7 +229,7 @@ impl Subscription {
             Moved::Gone(run, reason) => {
                 let redriven = reason == MoveReason::Redrive;
                 self.dead_lettering -= 1;
-                self.bytes -= run.charge;
+                self.uncharge(run.charge);
                 self.counters.redriven += u64::from(redriven);
                 parts.counters.redriven += u64::from(redriven);
                 self.counters.dead_lettered += u64::from(!redriven);
@@ -243,16 +243,21 @@ impl Subscription {
             }
             Moved::Stays | Moved::Unknown => {}
         }
+        if parts.log.spilled.lost.end_of(sequence).is_some() {
+            self.lose(&(sequence..sequence + 1), parts);
+        }
         self.settle_charge(parts);
     }
 
     /// What was in flight is ready again at its old place.
     pub(super) fn give_back(&mut self, portion: Portion, parts: &mut Parts<'_>) {
         let count = u64::from(portion.left());
-        self.in_flight -= count;
-        self.ready += count;
         self.counters.returned += count;
         parts.counters.returned += count;
+        let Some(portion) = self.without_lost(portion, parts) else { return };
+        let count = u64::from(portion.left());
+        self.in_flight -= count;
+        self.ready += count;
         self.note_span(&portion);
         if !(self.is_tight(parts) && self.due.merge_ready(&portion)) {
             self.due.put_ready(portion);
@@ -294,6 +299,8 @@ impl Subscription {
         portion.history.fail(now.wall);
         self.counters.failed += count;
         parts.counters.failed += count;
+        let Some(portion) = self.without_lost(portion, parts) else { return };
+        let count = u64::from(portion.left());
         let failures = u32::from(portion.history.failures);
         if failures >= self.options.max_attempts {
             return self.bury(portion, MoveReason::MaxAttempts, text, parts);
@@ -328,6 +335,7 @@ impl Subscription {
         text: &mut Text<'_>,
         parts: &mut Parts<'_>,
     ) {
+        let Some(portion) = self.without_lost(portion, parts) else { return };
         let count = u64::from(portion.left());
         self.in_flight -= count;
         self.dead_lettering += count;
@@ -344,7 +352,7 @@ impl Subscription {
         parts.memory.budget.free_for_leases() < DUE_BYTES as u64
     }
 
-    fn note_span(&mut self, portion: &Portion) {
+    pub(super) fn note_span(&mut self, portion: &Portion) {
         self.span_stale |= portion.run.sequence <= self.span_floor;
     }
 

@@ -20,7 +20,7 @@ use crate::queue::counters::{Counters, SubscriptionCounters};
 use crate::queue::dead::DeadLetters;
 use crate::queue::due::{DUE_BYTES, DueSet};
 use crate::queue::lease::{LEASE_BYTES, Lease};
-use crate::queue::log::{Log, Position, Run, RunBytes};
+use crate::queue::log::{Absent, Log, Position, Run, RunBytes};
 use crate::queue::memory::{Account, Memory};
 use crate::queue::policy::{QueueBounds, SubscriptionOptions};
 use crate::queue::portion::{History, Portion};
@@ -79,8 +79,8 @@ pub struct Subscription {
     pub(super) in_flight: u64,
     pub(super) delayed: u64,
     pub(super) dead_lettering: u64,
-    /// Of everything held.
-    pub(super) bytes: u64,
+    /// Of everything held; too much or too little by a bit after losses.
+    bytes: u64,
     pub(super) counters: SubscriptionCounters,
     pub(super) consumers: SlotMap<Consumer>,
     /// Consumers that want messages, each once, served in turn.
@@ -97,6 +97,8 @@ pub struct Subscription {
     /// Whether one may have become the smallest that is greater.
     pub(super) span_stale: bool,
     paused: Option<&'static str>,
+    /// The absent chunk that the next delivery waits for.
+    pub(super) waits: Option<u64>,
     /// Bytes charged for what came back, dead letters and skips.
     charged_bytes: usize,
 }
@@ -134,6 +136,7 @@ impl Subscription {
             span_floor: cursor_sequence,
             span_stale: true,
             paused: None,
+            waits: None,
             charged_bytes: 0,
         }
     }
@@ -185,7 +188,19 @@ impl Subscription {
 
     /// Bytes of the records held, in every state.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        if self.messages() == 0 { 0 } else { self.bytes }
+    }
+
+    /// Bytes of the records ahead of the cursor.
+    pub(super) fn bytes_ahead(&self) -> u64 {
+        let held = self.held().into_iter().flatten();
+        let behind: u64 = held.chain(self.due.ready()).map(Portion::charge).sum();
+        self.bytes().saturating_sub(behind)
+    }
+
+    /// Whether the next delivery waits for a chunk that is on disk.
+    pub fn waits_for_disk(&self) -> bool {
+        self.waits.is_some()
     }
 
     /// Sequence of the next message that was never delivered.
@@ -228,9 +243,19 @@ impl Subscription {
     /// The log got `count` messages more.
     #[inline]
     pub(super) fn handle_appended(&mut self, count: u64, bytes: u64) {
+        if self.counters.lost_damaged > 0 && self.messages() == 0 {
+            self.bytes = 0;
+        }
         self.ready += count;
         self.bytes += bytes;
         self.counters.entered += count;
+    }
+
+    /// Messages left that were accounted for with so many bytes. What lost ones had among others in
+    /// their chunk is not known exactly, so there may be less left.
+    #[inline]
+    pub(super) fn uncharge(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
     }
 
     /// The log got messages, the last ones, that are not for this subscription.
@@ -314,12 +339,17 @@ impl Subscription {
                 continue;
             }
             if let Some(large) = consumer.large {
-                return Some(self.deliver_fragment(key, large, now, parts));
+                let fragment = self.deliver_fragment(key, large, now, parts);
+                if fragment.is_some() {
+                    return fragment;
+                }
+                self.wanting.rotate_left(1);
+                continue;
             }
             let (records_max, bytes_max) = consumer.allowance();
             let records_max = u64::from(records_max).min(self.room(parts.bounds)) as u32;
             if serving && let Some((run, history)) = self.take_run(parts, records_max, bytes_max) {
-                return Some(self.deliver(key, run, history, now, parts));
+                return self.deliver(key, run, history, now, parts);
             }
             // Nothing for this one, but another may be in the middle of a large message.
             serving = false;
@@ -333,7 +363,7 @@ impl Subscription {
         let messages = self.ready + self.delayed;
         let [in_flight, _, dead] = self.held();
         let stays = in_flight.iter().chain(&dead).map(|portion| portion.charge()).sum();
-        let bytes = self.bytes - stays;
+        let bytes = self.bytes().saturating_sub(stays);
         for portion in self.due.drain() {
             parts.log.done(portion.run.at.chunk, portion.left());
         }
@@ -349,7 +379,7 @@ impl Subscription {
 
     /// Removes everything; its consumers are gone already. Returns messages and bytes.
     pub(super) fn clear(&mut self, parts: &mut Parts<'_>) -> (u64, u64) {
-        let removed = (self.messages(), self.bytes);
+        let removed = (self.messages(), self.bytes());
         self.purge(parts);
         for portion in self.dead.drain() {
             parts.log.done(portion.run.at.chunk, portion.left());
@@ -361,12 +391,13 @@ impl Subscription {
         removed
     }
 
-    /// Runs that are ready and not before `from`, in the order in which they would be delivered.
+    /// Runs that are ready and not before `from`, in the order in which they would be delivered, up
+    /// to the first chunk that is absent.
     pub(super) fn ready_runs<'a>(
         &'a self,
         from: u64,
         log: &'a Log,
-    ) -> impl Iterator<Item = Run> + 'a {
+    ) -> impl Iterator<Item = Result<Run, Absent>> + 'a {
         let mut sequence = from.max(self.cursor_sequence);
         let mut at = log.seek(self.cursor, sequence);
         let mut back = self.due.first_ready_from(from, log);
@@ -374,18 +405,44 @@ impl Subscription {
             while let Some(end) = self.skips.end_of(sequence) {
                 (at, sequence) = (log.seek(at, end), end);
             }
-            let first_back = back.map_or(u64::MAX, |run| run.sequence);
+            let first_back = back.map_or(u64::MAX, |(sequence, _)| sequence);
             let stop = self.skips.next_from(sequence).unwrap_or(u64::MAX).min(first_back);
             let records_max = stop.saturating_sub(sequence).min(u64::from(u32::MAX)) as u32;
-            let ahead = if records_max > 0 { log.run_at(at, records_max, u64::MAX) } else { None };
-            if let Some((run, next)) = ahead {
-                (at, sequence) = (next, run.sequence + u64::from(run.count));
-                return Some(run);
+            if records_max > 0 {
+                match log.run_at(at, records_max, u64::MAX) {
+                    Ok(Some((run, next))) => {
+                        (at, sequence) = (next, run.sequence + u64::from(run.count));
+                        return Some(Ok(run));
+                    }
+                    Ok(None) => {}
+                    Err(absent) => return Some(Err(absent)),
+                }
             }
-            let run = back?;
-            back = self.due.first_ready_from(run.sequence + u64::from(run.count), log);
+            let (_, run) = back?;
+            if let Ok(run) = run {
+                back = self.due.first_ready_from(run.sequence + u64::from(run.count), log);
+            }
             Some(run)
         })
+    }
+
+    /// Sequences that are ready, as ordered ranges `(first, end)` that do not overlap.
+    pub(super) fn ready_ranges(&self, log: &Log) -> Vec<(u64, u64)> {
+        let back = self.due.ready().flat_map(Portion::sequences);
+        let mut ranges: Vec<_> = back.map(|(first, last)| (first, last + 1)).collect();
+        let (mut from, end) = (self.cursor_sequence, log.next_sequence());
+        for (skipped, past) in self.skips.iter().chain([(end, end)]) {
+            ranges.push((from, skipped));
+            from = past;
+        }
+        ranges.retain(|(first, end)| first < end);
+        ranges.sort_unstable();
+        ranges
+    }
+
+    /// Whether a consumer is in the middle of a large message.
+    pub(super) fn is_in_fragments(&self) -> bool {
+        self.large_count > 0
     }
 
     pub(super) fn enqueue(&mut self, key: Key) {
@@ -451,13 +508,33 @@ impl Subscription {
         records_max: u32,
         bytes_max: u64,
     ) -> Option<(Run, History)> {
-        let mut records_max = records_max;
         if self.ready == 0 || records_max == 0 {
             return None;
         }
+        match self.try_take_run(parts, records_max, bytes_max) {
+            Ok(taken) => {
+                self.waits = None;
+                taken
+            }
+            Err(absent) => {
+                self.wait_for(absent, parts.log);
+                None
+            }
+        }
+    }
+
+    #[inline]
+    fn try_take_run(
+        &mut self,
+        parts: &mut Parts<'_>,
+        records_max: u32,
+        bytes_max: u64,
+    ) -> Result<Option<(Run, History)>, Absent> {
+        let mut records_max = records_max;
         let back = self.due.first_ready();
         let (run, history) = if back.is_some_and(|sequence| sequence < self.cursor_sequence) {
-            let taken = self.due.take_front(parts.log, records_max, bytes_max);
+            parts.log.check_present(self.due.first_ready_chunk())?;
+            let taken = self.due.take_front(parts.log, records_max, bytes_max)?;
             self.settle_charge(parts);
             taken
         } else {
@@ -465,7 +542,20 @@ impl Subscription {
             if let Some(stop) = stop {
                 records_max = records_max.min((stop - self.cursor_sequence).min(1 << 31) as u32);
             }
-            let (run, next) = parts.log.run_at(self.cursor, records_max, bytes_max)?;
+            let Some((mut run, mut next)) =
+                parts.log.run_at(self.cursor, records_max, bytes_max)?
+            else {
+                return Ok(None);
+            };
+            if run.sequence != self.cursor_sequence {
+                // It was moved in a chunk that was absent then.
+                self.cursor = parts.log.seek(self.cursor, self.cursor_sequence);
+                let found = parts.log.run_at(self.cursor, records_max, bytes_max)?;
+                (run, next) = found.expect("a message stands at the cursor");
+            }
+            if run.large {
+                parts.log.check_present(Some(run.at.chunk))?;
+            }
             self.cursor = next;
             self.cursor_sequence = run.sequence + u64::from(run.count);
             if !self.skips.is_empty() {
@@ -475,7 +565,15 @@ impl Subscription {
             (run, History::default())
         };
         self.ready -= u64::from(run.count);
-        Some((run, history))
+        Ok(Some((run, history)))
+    }
+
+    /// The next delivery waits for a chunk.
+    #[cold]
+    fn wait_for(&mut self, absent: Absent, log: &mut Log) {
+        self.waits = Some(absent.chunk);
+        log.want(absent);
+        log.spilled.waited = true;
     }
 
     /// Messages that may still be in flight.
@@ -527,7 +625,7 @@ impl Subscription {
         mut history: History,
         now: Now,
         parts: &mut Parts<'_>,
-    ) -> Delivery {
+    ) -> Option<Delivery> {
         let count = u64::from(run.count);
         let again = if history.attempts > 0 { count } else { 0 };
         history.attempts = history.attempts.saturating_add(1);
@@ -566,22 +664,15 @@ impl Subscription {
             self.large_count += 1;
             return self.deliver_fragment(key, large, now, parts);
         }
-        let bytes = parts.log.run_bytes(&run);
+        let bytes = parts.log.run_bytes(&run).expect("it was taken from a chunk in memory");
         if auto_ack {
             self.count_done(count, run.charge, parts);
             parts.log.done(run.at.chunk, run.count);
         }
         self.turn(key, parts);
         let attempts = history.attempts;
-        Delivery {
-            owner,
-            bytes,
-            delivery_id,
-            count: run.count,
-            attempts,
-            fragment: false,
-            checksum,
-        }
+        let (count, fragment) = (run.count, false);
+        Some(Delivery { owner, bytes, delivery_id, count, attempts, fragment, checksum })
     }
 
     fn deliver_fragment(
@@ -590,8 +681,15 @@ impl Subscription {
         large: LargeProgress,
         now: Now,
         parts: &mut Parts<'_>,
-    ) -> Delivery {
-        let (bytes, next) = parts.log.fragment_at(&large.run, large.at);
+    ) -> Option<Delivery> {
+        let (bytes, next) = match parts.log.fragment_at(&large.run, large.at) {
+            Ok(found) => found,
+            Err(absent) => {
+                parts.log.want(absent);
+                parts.log.spilled.waited = true;
+                return None;
+            }
+        };
         let consumer = self.consumers.at_mut(key).expect("the caller looked it up");
         consumer.large = next.map(|at| LargeProgress { at, ..large });
         let delivery = Delivery {
@@ -615,12 +713,12 @@ impl Subscription {
             }
             self.turn(key, parts);
         }
-        delivery
+        Some(delivery)
     }
 
     /// Messages are acked.
     pub(super) fn count_done(&mut self, count: u64, bytes: u64, parts: &mut Parts<'_>) {
-        self.bytes -= bytes;
+        self.uncharge(bytes);
         self.counters.acked += count;
         parts.counters.acked += count;
     }

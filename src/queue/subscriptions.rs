@@ -8,11 +8,11 @@ use crate::protocol::error::ErrorCode;
 use crate::queue::consumer::Owner;
 use crate::queue::dead::MoveOut;
 use crate::queue::due::DUE_BYTES;
-use crate::queue::log::{Log, Position};
+use crate::queue::log::{Absent, Log, Position};
 use crate::queue::memory::{Account, Memory, MemoryFull};
 use crate::queue::policy::{Start, SubscriptionOptions};
 use crate::queue::portion::{History, Portion};
-use crate::queue::skips::SKIP_BYTES;
+use crate::queue::skips::{SKIP_BYTES, Skips};
 use crate::queue::subscription::Subscription;
 use crate::queue::{CONSUMER_BYTES, Queue};
 use std::collections::BTreeMap;
@@ -29,6 +29,9 @@ pub enum CreateSubscriptionError {
     /// There is no memory for it.
     #[error(transparent)]
     MemoryFull(MemoryFull),
+    /// What it begins with must be read first; it is asked for.
+    #[error("what it begins with is on disk and is being read; ask again")]
+    Absent(Absent),
 }
 
 /// Consumers have the subscription open, and it was not to be forced.
@@ -92,10 +95,13 @@ impl Queue {
         let (cursor, sequence) = (self.log.end(), self.log.next_sequence());
         let mut made = Subscription::new(name, options, now, cursor, sequence);
         if start == Start::Oldest
-            && let Err(full) = self.begin_with_oldest(&mut made, memory)
+            && let Err(error) = self.begin_with_oldest(&mut made, memory)
         {
             memory.budget.release(Account::Queues, charged_bytes(name));
-            return Err(CreateSubscriptionError::MemoryFull(full));
+            if let CreateSubscriptionError::Absent(absent) = error {
+                self.log.want(absent);
+            }
+            return Err(error);
         }
         let key = self.subscriptions.insert(Box::new(made));
         self.names.insert(name.into(), key);
@@ -105,22 +111,27 @@ impl Queue {
 
     /// Gives a new subscription all that another one holds. Ahead of the smallest cursor that is
     /// everything that not all of them skip; behind it, what came back or is in flight somewhere.
-    /// Nothing has changed where there is no memory for it.
+    /// Nothing has changed where it fails.
     fn begin_with_oldest(
         &mut self,
         made: &mut Subscription,
         memory: &mut Memory,
-    ) -> Result<(), MemoryFull> {
-        let cursors = self.each().map(|other| (other.cursor_sequence, other.cursor));
-        let Some((first, at)) = cursors.min_by_key(|&(sequence, _)| sequence) else {
+    ) -> Result<(), CreateSubscriptionError> {
+        let Some(base) = self.each().min_by_key(|other| other.cursor_sequence) else {
             return Ok(());
         };
+        let (first, at) = (base.cursor_sequence, base.cursor);
         let end = self.log.next_sequence();
         let held = self.held_behind_cursors();
         (made.cursor, made.cursor_sequence) = (at, first);
         for (from, to) in gaps(&self.ahead(&held, first, end), first, end) {
             made.skips.add(from, to);
         }
+        // What the other has ahead of its cursor is known without a look at the records.
+        let more =
+            base.skips.iter().map(|(from, to)| sum_without(&self.log, at, from, to, &made.skips));
+        let more: Result<u64, Absent> = more.sum();
+        let bytes_ahead = base.bytes_ahead() + more.map_err(CreateSubscriptionError::Absent)?;
         // What is behind its cursor comes in portions of the runs that others hold.
         let mut behind: BTreeMap<u64, Portion> = BTreeMap::new();
         for portion in &held {
@@ -134,7 +145,8 @@ impl Queue {
         }
         // It is no delivery, so it leaves the reserve to those.
         let bytes = behind.len() * DUE_BYTES + made.skips.len() * SKIP_BYTES;
-        memory.budget.try_charge(Account::Queues, bytes)?;
+        let charged = memory.budget.try_charge(Account::Queues, bytes);
+        charged.map_err(CreateSubscriptionError::MemoryFull)?;
         memory.budget.release(Account::Queues, bytes);
         for portion in behind.into_values() {
             let count = portion.left();
@@ -146,10 +158,10 @@ impl Queue {
         let skips: Vec<_> = made.skips.iter().chain([(end, end)]).collect();
         for (to, past) in skips {
             self.log.hold_between(at, from, to);
-            let bytes = sum_between(&self.log, at, from, to);
-            made.handle_appended(to.saturating_sub(from), bytes);
+            made.handle_appended(to.saturating_sub(from), 0);
             from = past;
         }
+        made.handle_appended(0, bytes_ahead);
         made.settle_cursor(&self.log);
         let (counters, bounds, prng) = (&mut self.counters, &self.bounds, &mut self.prng);
         let log = &mut self.log;
@@ -268,7 +280,7 @@ impl Queue {
         for nth in 0..self.turns.len() {
             let key = self.turns[nth];
             let subscription = self.subscriptions.at_mut(key)?;
-            let out = subscription.dead.poll(key, now.mono, &self.log);
+            let out = subscription.dead.poll(key, now.mono, &mut self.log);
             if out.is_some() {
                 return out;
             }
@@ -354,14 +366,26 @@ fn without(portion: &mut Portion, others: &BTreeMap<u64, Portion>) {
     }
 }
 
-/// Bytes of the messages `first..end`, which stand at `at` or behind it.
-fn sum_between(log: &Log, at: Position, first: u64, end: u64) -> u64 {
-    let (mut at, mut sequence, mut sum) = (log.seek(at, first), first, 0);
+/// Bytes of those messages of `first..end` that are not skipped; `at` is not behind them.
+fn sum_without(
+    log: &Log,
+    at: Position,
+    first: u64,
+    end: u64,
+    skips: &Skips,
+) -> Result<u64, Absent> {
+    let (mut at, mut sequence, mut sum) = (at, first, 0);
     while sequence < end {
-        let count_max = (end - sequence).min(u64::from(u32::MAX)) as u32;
-        let Some((run, next)) = log.run_at(at, count_max, u64::MAX) else { break };
+        if let Some(past) = skips.end_of(sequence) {
+            sequence = past;
+            continue;
+        }
+        let stop = skips.next_from(sequence).map_or(end, |next| next.min(end));
+        let count_max = (stop - sequence).min(u64::from(u32::MAX)) as u32;
+        at = log.seek(at, sequence);
+        let Some((run, next)) = log.run_at(at, count_max, u64::MAX)? else { break };
         sum += run.bytes;
         (at, sequence) = (next, run.sequence + u64::from(run.count));
     }
-    sum
+    Ok(sum)
 }

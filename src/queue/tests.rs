@@ -43,7 +43,7 @@ impl Bench {
         let pool = ChunkPool::new(shape, Rc::new(HeapSlabs));
         let mut memory = Memory::new(Budget::new(16 << 20, 1 << 20), pool);
         let mut queue =
-            Queue::new("q", options, QueueBounds::default(), Wall(0), 1, &mut memory).unwrap();
+            Queue::new("q", options, QueueBounds::default(), 1, Wall(0), 1, &mut memory).unwrap();
         let now = Now { mono: Mono(0), wall: Wall(1) };
         queue.create_subscription("default", asked, Start::Now, now, &mut memory).unwrap();
         let subscription = queue.subscription_key("default").unwrap();
@@ -310,10 +310,10 @@ fn a_peek_shows_returned_messages_first_and_takes_nothing() {
     bench.deliveries();
     bench.queue.ack(first, 1, 1, &mut bench.memory).unwrap();
     bench.queue.close_consumer(first, bench.now, &mut bench.memory);
-    let (peeked, more) = bench.queue.peek(bench.subscription, 0, 2, 1000);
+    let (peeked, more) = bench.queue.peek(bench.subscription, 0, 2, 1000).unwrap();
     let bodies: Vec<_> = peeked.iter().map(|peeked| peeked.body.as_slice()).collect();
     assert_eq!((bodies, more), (vec![&b"b"[..], b"c"], true));
-    let (peeked, more) = bench.queue.peek(bench.subscription, 2, 10, 1000);
+    let (peeked, more) = bench.queue.peek(bench.subscription, 2, 10, 1000).unwrap();
     assert_eq!((peeked.len(), peeked[0].sequence, more), (1, 4, false));
     assert_eq!(bench.queue.ready(), 3);
 }

@@ -137,8 +137,9 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     let admin = config.admin.map(admin::bind).transpose()?;
     let disk_limit = disk_limit::resolve(data_dir.path(), config.disk_limit_bytes)?;
     let commands: Vec<_> = nets.iter().map(|_| mailbox::commands()).collect();
-    let line = |(mailbox, net): (&Commands, &MioNet)| {
-        ShardLine { mailbox: Arc::clone(mailbox), waker: net.waker() }
+    let line = |(mailbox, net): (&Commands, &MioNet)| ShardLine {
+        mailbox: Arc::clone(mailbox),
+        waker: net.waker(),
     };
     let lines: Vec<_> = commands.iter().zip(&nets).map(line).collect();
     let health = Arc::new(Health::default());

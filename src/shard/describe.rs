@@ -9,8 +9,8 @@ use crate::queue::memory::Account;
 use crate::queue::subscription::Subscription;
 use crate::shard::core::Core;
 use crate::shard::deliver::blocked_reason;
-use crate::shard::spill::state_text;
 use crate::shard::options::{Refused, wire_queue_options, wire_subscription_options};
+use crate::shard::spill::state_text;
 use std::ops::Bound;
 
 impl Core {
@@ -184,7 +184,7 @@ fn subscription_description(
         dead_letter_reason: subscription.dead_letter_reason().map(str::to_owned),
         created_wall_us: subscription.created().0,
         cursor_sequence: subscription.cursor_sequence(),
-        lost: 0,
+        lost: counters.lost_damaged,
     }
 }
 

@@ -97,8 +97,8 @@ impl Core {
             return self.unknown_handle(key, header);
         };
         let Some(slot) = self.queues.at_mut(queue) else { return };
-        let limit_bytes = self.memory.budget.limit_bytes();
-        let refusal = slot.queue.refuse_unread(producer, front, header.payload_bytes, limit_bytes);
+        let bytes = header.payload_bytes;
+        let refusal = slot.queue.refuse_unread(producer, front, bytes, &self.memory);
         if slot.queue.note_confirm_listed(producer) {
             self.to_confirm.push((queue, producer));
         }
@@ -204,6 +204,7 @@ impl Core {
             deadline,
             brought: 0,
             over: false,
+            late: false,
         };
         if let Err(full) = slot.queue.pull(consumer, state, &mut self.memory) {
             return self.refuse(key, header, ErrorCode::MemoryLimit, &full.to_string());

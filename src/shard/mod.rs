@@ -228,7 +228,7 @@ impl<W: World> Shard<W> {
     ) -> std::io::Result<()> {
         let file = self.disk.open(&format!("spill-{}.dat", self.core.config.shard))?;
         let warm_bytes = self.disk.file_bytes(file)?;
-        self.core.spill.open(file, SpillShape { warm_bytes, ..shape }, budget);
+        self.core.open_spill(file, SpillShape { warm_bytes, ..shape }, budget);
         Ok(())
     }
 
@@ -254,7 +254,6 @@ impl<W: World> Shard<W> {
         self.core.confirm();
         self.spill();
         self.flush(now);
-        self.disk.flush();
         self.core.send_mail();
         self.core.go_on_with_report();
         if self.core.is_drained(now) {

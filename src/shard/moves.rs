@@ -20,7 +20,7 @@ use crate::queue::dead::HOPS_REASON;
 use crate::queue::memory::Account;
 use crate::queue::moved::{Accepted, MoveKey, MovedMessage};
 use crate::queue::policy::{SubscriptionOptions, is_name};
-use crate::queue::{MoveOut, Queue};
+use crate::queue::{Absent, MoveOut, Queue};
 use crate::shard::core::Core;
 use crate::shard::options::queue_options;
 use crate::shard::router::home;
@@ -66,6 +66,8 @@ pub(super) enum Note {
 
 /// What the notes of one move take at most.
 const NOTES_BYTES: usize = 2 * size_of::<Note>() + size_of::<Move>();
+/// It was in memory a moment ago, and is asked for again.
+const REFILLING_REASON: &str = "refilling";
 /// The move was not asked for: there is no memory to carry the message in.
 const MEMORY_REASON: &str = "memory_limit";
 
@@ -80,13 +82,20 @@ impl Core {
             let (subscription, sequence) = (out.subscription, out.run.sequence);
             let key = MoveKey { shard: self.config.shard, queue, subscription, sequence };
             let record_max = self.memory.record_content_bytes_max();
-            let Some(message) = dead_letter(&slot.queue, &out, record_max) else {
-                self.note_moved(key, Err(HOPS_REASON), now);
-                *budget = budget.saturating_sub(NOTES_BYTES);
-                if *budget == 0 {
-                    return false;
+            let made = match dead_letter(&mut slot.queue, &out, record_max) {
+                Ok(message) => message.ok_or(HOPS_REASON),
+                Err(Absent { .. }) => Err(REFILLING_REASON),
+            };
+            let message = match made {
+                Ok(message) => message,
+                Err(reason) => {
+                    self.note_moved(key, Err(reason), now);
+                    *budget = budget.saturating_sub(NOTES_BYTES);
+                    if *budget == 0 {
+                        return false;
+                    }
+                    continue;
                 }
-                continue;
             };
             *budget = budget.saturating_sub(message.bytes());
             let target = target.into();
@@ -225,12 +234,17 @@ impl Core {
 }
 
 /// A dead letter as it travels; `None` if it was one too often.
-fn dead_letter(queue: &Queue, out: &MoveOut, record_max: usize) -> Option<MovedMessage> {
-    let subscription = queue.subscription(out.subscription)?.name();
+fn dead_letter(
+    queue: &mut Queue,
+    out: &MoveOut,
+    record_max: usize,
+) -> Result<Option<MovedMessage>, Absent> {
+    let Some(subscription) = queue.subscription(out.subscription) else { return Ok(None) };
+    let (name, subscription) = (queue.name().to_owned(), subscription.name().to_owned());
     queue.move_out(&out.run, record_max, |own| {
         let letter = DeadLetter {
-            queue: queue.name(),
-            subscription,
+            queue: &name,
+            subscription: &subscription,
             sequence: out.run.sequence,
             reason: out.reason.name(),
             error: &out.text,

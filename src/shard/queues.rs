@@ -147,10 +147,11 @@ impl Core {
         }
         let name = body.subscription.as_deref().unwrap_or_default();
         let subscription = self.find_subscription_or_only(key, name)?;
-        let Some(slot) = self.queues.at(key) else { return Ok(None) };
+        let Some(slot) = self.queues.at_mut(key) else { return Ok(None) };
         let count_max = body.count_max.clamp(1, PEEK_COUNT_MAX) as usize;
         let bytes_max = ANSWER_PAYLOAD_BYTES_MAX / 2;
-        let (peeked, more) = slot.queue.peek(subscription, body.skip, count_max, bytes_max);
+        let peeked = slot.queue.peek(subscription, body.skip, count_max, bytes_max);
+        let Ok((peeked, more)) = peeked else { return Ok(None) };
         let messages = peeked
             .into_iter()
             .map(|message| wire::PeekedMessageT {

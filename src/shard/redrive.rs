@@ -9,11 +9,11 @@ use crate::protocol::control::Answer;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::FrameHeader;
 use crate::protocol::wire;
-use crate::queue::Queue;
 use crate::queue::log::Run;
 use crate::queue::memory::Account;
 use crate::queue::moved::{MoveKey, MovedMessage};
 use crate::queue::policy::is_name;
+use crate::queue::{Absent, Queue};
 use crate::shard::core::Core;
 use crate::shard::moves::Move;
 use crate::shard::options::{Refused, bad_name};
@@ -33,6 +33,8 @@ pub(super) struct Redrive {
     look_left: u32,
     /// Sequences of those on their way.
     out: Vec<u64>,
+    /// What it would look at next is on disk.
+    waits: Option<Absent>,
     /// It takes no more.
     ended: bool,
     answer: wire::RedrivenT,
@@ -99,6 +101,7 @@ impl Core {
             move_left: body.count_max.clamp(1, REDRIVE_COUNT_MAX),
             look_left: REDRIVE_SCAN_MAX,
             out: Vec::new(),
+            waits: None,
             ended: false,
             answer: wire::RedrivenT { last_sequence, ..Default::default() },
             charged_bytes,
@@ -123,7 +126,8 @@ impl Core {
 
     /// Whether the next step of a redrive waits for nothing.
     pub fn can_redrive(&self) -> bool {
-        self.redrives.front().is_some_and(|job| !job.ended && job.out.len() < MOVES_MAX)
+        let goes_on = |job: &Redrive| !job.ended && job.out.len() < MOVES_MAX;
+        self.redrives.front().is_some_and(goes_on) && !self.redrive_waits()
     }
 
     /// A move is over, perhaps one of the redrive's.
@@ -142,10 +146,26 @@ impl Core {
         }
     }
 
+    /// What it would look at next is on disk: it goes on when that is there.
+    fn wait_with_redrive(&mut self, absent: Absent) {
+        let Some(job) = self.redrives.front_mut() else { return };
+        job.waits = Some(absent);
+        let queue = job.queue;
+        self.note_wants(queue);
+    }
+
+    /// Whether the first one waits for the disk.
+    fn redrive_waits(&self) -> bool {
+        let Some(job) = self.redrives.front() else { return false };
+        let slot = self.queues.at(job.queue);
+        slot.zip(job.waits).is_some_and(|(slot, absent)| slot.queue.is_absent(absent.chunk))
+    }
+
     /// Looks at messages in order and sends those that are wanted.
     fn look_for_redrive(&mut self, now: Now, budget: &mut usize) {
-        while *budget > 0 {
+        while *budget > 0 && !self.redrive_waits() {
             let Some(job) = self.redrives.front_mut() else { return };
+            job.waits = None;
             // Nobody waits for the answer any more: what is on its way is all there will be.
             job.ended |= self.connections.at(job.connection).is_none();
             let queue = self.queues.at_mut(job.queue).map(|slot| &mut slot.queue);
@@ -157,7 +177,10 @@ impl Core {
                 return;
             }
             let after = job.answer.last_sequence;
-            let runs = queue.ready_behind(job.subscription, after, LOOK_COUNT);
+            let runs = match queue.ready_behind(job.subscription, after, LOOK_COUNT) {
+                Ok(runs) => runs,
+                Err(absent) => return self.wait_with_redrive(absent),
+            };
             if runs.is_empty() {
                 job.answer.finished = true;
                 job.ended = true;
@@ -184,7 +207,16 @@ impl Core {
             return false;
         }
         job.look_left -= 1;
-        let found = job.judge(&slot.queue, run, self.memory.record_content_bytes_max());
+        let record_max = self.memory.record_content_bytes_max();
+        let found = match job.judge(&mut slot.queue, run, record_max) {
+            Ok(found) => found,
+            Err(absent) => {
+                self.wait_with_redrive(absent);
+                return false;
+            }
+        };
+        let Some(job) = self.redrives.front_mut() else { return false };
+        let Some(slot) = self.queues.at_mut(job.queue) else { return false };
         let (target, only, message) = match found {
             Found::Goes(target, only, message) => (target, only, message),
             Found::Other => {
@@ -238,7 +270,11 @@ impl Redrive {
     }
 
     /// Where a message goes, as one that travels.
-    fn judge(&self, queue: &Queue, run: &Run, record_max: usize) -> Found {
+    ///
+    /// # Errors
+    /// If not all of it is in memory; the rest was asked for.
+    fn judge(&self, queue: &mut Queue, run: &Run, record_max: usize) -> Result<Found, Absent> {
+        let name = queue.name().to_owned();
         let mut found = Found::Other;
         let mut goes = None;
         let message = queue.move_out(run, record_max, |own| {
@@ -248,7 +284,7 @@ impl Redrive {
             {
                 return None;
             }
-            let origin = text(dead_letter::QUEUE).filter(|name| *name != queue.name());
+            let origin = text(dead_letter::QUEUE).filter(|origin| *origin != name);
             let Some(target) = self.target.as_deref().or(origin) else {
                 found = Found::NoOrigin;
                 return None;
@@ -257,9 +293,9 @@ impl Redrive {
             goes = Some((Box::from(target), only.map(Box::from)));
             Some(dead_letter::stripped(own))
         });
-        match (goes, message) {
+        Ok(match (goes, message?) {
             (Some((target, only)), Some(message)) => Found::Goes(target, only, message),
             _ => found,
-        }
+        })
     }
 }

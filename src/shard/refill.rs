@@ -96,7 +96,7 @@ impl Core {
     fn take_refill_chunk(&mut self, bytes: usize) -> Option<ChunkWriter> {
         let count = self.spill.clean.len().min(VICTIMS_PER_TICK_MAX);
         for _ in 0..=count {
-            if let Ok(into) = self.memory.take_refill_chunk(bytes) {
+            if let Some(into) = self.memory.take_refill_chunk(bytes) {
                 return Some(into);
             }
             self.evict_one();
@@ -147,7 +147,8 @@ impl Core {
     /// Messages of a chunk are not to be had any more: they are counted, and said once.
     fn lose(&mut self, owner: Owner, sequences: Range<u64>, reason: &str) {
         let Some(slot) = self.queues.at_mut(owner.queue) else { return };
-        let messages = slot.queue.handle_lost(owner.chunk, sequences.clone(), self.now, &mut self.memory);
+        let messages =
+            slot.queue.handle_lost(owner.chunk, sequences.clone(), self.now, &mut self.memory);
         if messages == 0 {
             return;
         }

@@ -192,8 +192,7 @@ impl Core {
             crossed_bytes: self.post.as_ref().map_or(0, |post| post.crossed_bytes),
             queues: self.queues.len() as u64,
             deleted_messages: self.stats.deleted_messages,
-            memory_used_bytes: Account::ALL
-                .map(|(account, _)| self.memory.budget.used_by(account)),
+            memory_used_bytes: Account::ALL.map(|(account, _)| self.memory.budget.used_by(account)),
             blocked_by: figures.blocked_by,
         };
     }

@@ -125,7 +125,7 @@ impl Spill {
     }
 
     /// Chunks go to this file from now on.
-    pub fn open(&mut self, file: FileId, shape: SpillShape, budget: Arc<DiskBudget>) {
+    fn open(&mut self, file: FileId, shape: SpillShape, budget: Arc<DiskBudget>) {
         let (headroom_bytes, extent_bytes) = (shape.headroom_bytes, shape.extent_bytes());
         self.slot_bytes = shape.slot_bytes;
         let store = SpillStore::new(shape, Arc::clone(&budget));
@@ -227,6 +227,12 @@ fn put(queues: &mut BTreeSet<(u8, Key)>, key: Key, before: u8, after: u8) {
 }
 
 impl Core {
+    /// Chunks go to this file from now on.
+    pub fn open_spill(&mut self, file: FileId, shape: SpillShape, budget: Arc<DiskBudget>) {
+        self.spill.open(file, shape, budget);
+        self.memory.keep_refill_chunk();
+    }
+
     /// Memory that messages use of what they may, over all shards as far as this one can see.
     fn messages_used(&self) -> u64 {
         let free = self.memory.budget.free_for_chunks() + self.memory.free_chunk_bytes() as u64;
@@ -250,10 +256,14 @@ impl Core {
             return;
         }
         let used = self.messages_used();
-        match self.spill.spilling {
-            true => self.spill.spilling = used > self.spill.low_bytes,
-            false => self.spill.spilling = used > self.spill.high_bytes,
-        }
+        self.spill.spilling = match self.spill.spilling {
+            true => used > self.spill.low_bytes,
+            false => used > self.spill.high_bytes,
+        };
+        // Of many queues that fill a chunk each, none gets a large one.
+        let queues = (self.spill.tails.len() as u64).max(1);
+        let share_bytes = self.spill.low_bytes / queues;
+        self.memory.press(self.spill.spilling.then_some(share_bytes));
         if self.spill.spilling {
             self.spill.look = true;
             self.evict_clean();
@@ -500,4 +510,3 @@ pub(super) fn state_text(state: SpillState) -> String {
         SpillState::Failing(kind) => format!("failing: {}", kind),
     }
 }
-

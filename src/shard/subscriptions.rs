@@ -37,11 +37,9 @@ impl Core {
         };
         let Some(slot) = self.queues.at_mut(key) else { return Ok(None) };
         let (now, memory) = (self.now, &mut self.memory);
-        let created = slot
-            .queue
-            .create_subscription(name, options, start, now, memory)
-            .map_err(|error| refused_subscription(queue, name, error))?;
+        let created = slot.queue.create_subscription(name, options, start, now, memory);
         self.activate(key);
+        let created = created.map_err(|error| refused_subscription(queue, name, error))?;
         Ok(Some(Answer::QueueDone(wire::QueueDoneT { created })))
     }
 
@@ -146,6 +144,13 @@ pub(super) fn refused_subscription(
             let (limit, max) = ("SUBSCRIPTIONS_MAX", SUBSCRIPTIONS_MAX as u64);
             let text = format!("queue `{queue}` has {max} subscriptions, as many as it may");
             Refused::limit(ErrorCode::SubscriptionsMax, limit, max, text)
+        }
+        CreateSubscriptionError::Absent(_) => {
+            let text = format!(
+                "what `{name}` of queue `{queue}` would begin with is being read from disk; try \
+                 again"
+            );
+            Refused::new(ErrorCode::Refilling, text)
         }
         CreateSubscriptionError::MemoryFull(full) => {
             let (limit, max) = ("memory_limit", full.limit_bytes);

@@ -79,13 +79,13 @@ impl Model {
             let name = format!("{}/{}", shown.name(), subscription.name());
             let (mut ready, mut last) = (0, 0);
             let mut held: Vec<(u64, u64)> = Vec::new();
-            for run in shown.ready_runs(key) {
-                if run.sequence <= last {
-                    return Err(format!("{name}: {} stands ready behind {last}", run.sequence));
+            for (first, end) in shown.ready_ranges(key) {
+                if first <= last {
+                    return Err(format!("{name}: {first} stands ready behind {last}"));
                 }
-                last = run.sequence + u64::from(run.count) - 1;
-                ready += u64::from(run.count);
-                held.push((run.sequence, last));
+                last = end - 1;
+                ready += end - first;
+                held.push((first, last));
             }
             let others = subscription.held().map(|portions| {
                 let before = held.len();
@@ -122,8 +122,11 @@ impl Model {
         let Some((_, subscription)) = shelf.key.and_then(find) else { return Ok(()) };
         let name = format!("{}/{}", ledger.name, subscription.name());
         let counters = subscription.counters();
-        let explained =
-            counters.purged + counters.dropped + counters.dead_lettered + counters.redriven;
+        let explained = counters.purged
+            + counters.dropped
+            + counters.dead_lettered
+            + counters.redriven
+            + counters.lost_damaged;
         let mut seen: BTreeMap<Identity, (u32, u32)> = BTreeMap::new();
         let (mut lost, mut done, mut acked) = (0, 0, 0);
         for entry in shelf.entries.values() {
@@ -214,6 +217,7 @@ impl Shelf {
             + counters.expired
             + counters.dropped
             + counters.purged
+            + counters.lost_damaged
             + counters.redriven;
         let held = shown.ready() + shown.in_flight() + shown.delayed() + shown.dead_lettering();
         let states = || {
@@ -230,7 +234,8 @@ impl Shelf {
         }
         let ended = counters.acked + counters.returned + counters.failed + shown.in_flight();
         let rejected = counters.dead_lettered + shown.dead_lettering();
-        if counters.delivered < ended || counters.delivered > ended + rejected {
+        let lost = counters.lost_damaged;
+        if counters.delivered + lost < ended || counters.delivered > ended + rejected + lost {
             return Err(format!("{}: deliveries do not add up", states()));
         }
         let unacked_max = u64::from(of.rules.options.unacked_max);
@@ -247,6 +252,7 @@ impl Shelf {
             counters.dead_lettered,
             counters.dropped,
             counters.purged,
+            counters.lost_damaged,
             counters.redriven,
         ];
         if now.iter().zip(&self.last_seen).any(|(now, before)| now < before) {

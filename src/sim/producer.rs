@@ -299,7 +299,12 @@ impl Producer {
         let now_ns = stage.universe.mono().0;
         let wait_ns = u64::from(error.retry_after_ms) * 1_000_000;
         let cover = match code {
-            ErrorCode::QueueMessagesMax | ErrorCode::QueueBytesMax | ErrorCode::MemoryLimit => {
+            ErrorCode::QueueMessagesMax
+            | ErrorCode::QueueBytesMax
+            | ErrorCode::MemoryLimit
+            | ErrorCode::DiskLimit
+            | ErrorCode::DiskFull
+            | ErrorCode::DiskError => {
                 self.wait_until_ns = now_ns + wait_ns;
                 if code == ErrorCode::MemoryLimit {
                     stage.universe.cover(Cover::MemoryLimit);

@@ -338,7 +338,12 @@ impl SessionPeer {
         match error.code {
             Some(ErrorCode::MessageTooLarge) => universe.cover(Cover::MessageTooLarge),
             Some(
-                ErrorCode::QueueMessagesMax | ErrorCode::QueueBytesMax | ErrorCode::MemoryLimit,
+                ErrorCode::QueueMessagesMax
+                | ErrorCode::QueueBytesMax
+                | ErrorCode::MemoryLimit
+                | ErrorCode::DiskLimit
+                | ErrorCode::DiskFull
+                | ErrorCode::DiskError,
             ) => universe.cover(Cover::Rejected),
             Some(ErrorCode::NoSubscription) => universe.cover(Cover::NoSubscription),
             _ => return Err(format!("a session's messages failed: {error:?}")),

@@ -198,11 +198,6 @@ impl Extents {
         (self.condemned.len() + self.releasing) as u64 * self.shape.extent_bytes()
     }
 
-    /// Whether an extent comes.
-    pub(super) fn is_growing(&self) -> bool {
-        self.growing
-    }
-
     pub(super) fn refusal(&self) -> Option<Refusal> {
         self.refusal
     }

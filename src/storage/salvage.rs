@@ -18,7 +18,7 @@ use crate::base::checksum::crc32c;
 use crate::format::batch::{self, BatchHeader, BatchPrefix, FRAGMENT};
 use crate::format::chunk::{ChunkError, ChunkHeader, ChunkName};
 use crate::format::record::RecordHeader;
-use crate::format::{u16_at, u32_at};
+use crate::format::u16_at;
 use crate::limits::{
     BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, BATCH_RECORDS_MAX, CHUNK_HEADER_BYTES,
     RECORD_HEADER_BYTES,
@@ -81,10 +81,193 @@ pub(super) fn judge(there: &[u8], image_bytes: usize, name: ChunkName, check: u1
 }
 
 /// Saves what can be saved of a damaged image, and leaves an image that is whole in itself. `None`
-/// if nothing can.
-pub(super) fn salvage(_image: &mut [u8], _name: ChunkName, _check: u16) -> Option<Saved> {
-    None
+/// if nothing can: also if a fragment of a large message is damaged, which is nothing without it.
+pub(super) fn salvage(image: &mut [u8], name: ChunkName, check: u16) -> Option<Saved> {
+    if let Some(used_bytes) = mend_header(image, name, check) {
+        return Some(Saved { used_bytes, lost: Vec::new() });
+    }
+    let mut walk = Walk {
+        image,
+        end_sequence: name.end_sequence,
+        at: CHUNK_HEADER_BYTES,
+        sequence: name.first_sequence,
+        batch_count: 0,
+        lost: Vec::new(),
+        times: Vec::new(),
+    };
+    while walk.sequence < name.end_sequence {
+        match walk.step()? {
+            Step::Next => {}
+            Step::Broken => walk.lose_rest()?,
+        }
+    }
+    if walk.times.is_empty() {
+        return None;
+    }
+    walk.mend_times();
+    let Walk { at: used_bytes, batch_count, lost, .. } = walk;
+    write_header(image, name, used_bytes, batch_count);
+    Some(Saved { used_bytes, lost })
 }
+
+fn write_header(image: &mut [u8], name: ChunkName, used_bytes: usize, batch_count: u32) {
+    let header = ChunkHeader::of(name, used_bytes, batch_count);
+    let bytes = header.encode(&image[CHUNK_HEADER_BYTES..used_bytes]);
+    image[..CHUNK_HEADER_BYTES].copy_from_slice(&bytes);
+}
+
+/// Writes the header anew if all else is as it was when the checksum was taken that `check` is of.
+fn mend_header(image: &mut [u8], name: ChunkName, check: u16) -> Option<usize> {
+    let (mut used_bytes, mut batch_count) = (CHUNK_HEADER_BYTES, 0);
+    for batch in (Batches { image, at: CHUNK_HEADER_BYTES }) {
+        if !batch.is_whole(image) {
+            return None;
+        }
+        (used_bytes, batch_count) = (batch.end, batch_count + 1);
+    }
+    let header = ChunkHeader::of(name, used_bytes, batch_count);
+    let bytes = header.encode(&image[CHUNK_HEADER_BYTES..used_bytes]);
+    (check_of(&bytes) == check).then(|| {
+        image[..CHUNK_HEADER_BYTES].copy_from_slice(&bytes);
+        used_bytes
+    })
+}
+
+enum Step {
+    Next,
+    /// Here is nothing that can be followed.
+    Broken,
+}
+
+/// Goes through a damaged image, from one batch to the next.
+struct Walk<'a> {
+    image: &'a mut [u8],
+    end_sequence: u64,
+    /// Of the next batch.
+    at: usize,
+    /// Of its first message.
+    sequence: u64,
+    batch_count: u32,
+    lost: Vec<Range<u64>>,
+    /// Of whole batches: where they stand and when they were taken.
+    times: Vec<(usize, u64)>,
+}
+
+impl Walk<'_> {
+    /// `None` at a fragment.
+    fn step(&mut self) -> Option<Step> {
+        let Some(found) = Found::at(self.image, self.at) else { return Some(Step::Broken) };
+        let is_whole = found.is_whole(self.image);
+        if is_whole && found.header.flags & FRAGMENT != 0 {
+            return None;
+        }
+        let count = found.header.record_count;
+        let next = self.sequence.checked_add(u64::from(count));
+        let Some(next) = next.filter(|next| *next <= self.end_sequence) else {
+            return Some(Step::Broken);
+        };
+        if !is_whole || found.prefix.base_sequence != self.sequence {
+            let records_min = count as usize * RECORD_HEADER_BYTES;
+            if !self.agrees(found.end, next) || records_min > found.header.records_bytes as usize {
+                return Some(Step::Broken);
+            }
+        }
+        if is_whole {
+            self.write_sequence();
+            self.times.push((self.at, found.prefix.accepted_us));
+            (self.at, self.sequence) = (found.end, next);
+            self.batch_count += 1;
+        } else {
+            self.lose(count, found.header.records_bytes as usize);
+        }
+        Some(Step::Next)
+    }
+
+    /// Whether the batch at `at` is readable and has this sequence, or the chunk ends with it.
+    fn agrees(&self, at: usize, sequence: u64) -> bool {
+        sequence == self.end_sequence
+            || Found::at(self.image, at).is_some_and(|next| next.prefix.base_sequence == sequence)
+    }
+
+    fn write_sequence(&mut self) {
+        self.image[self.at..self.at + 8].copy_from_slice(&self.sequence.to_le_bytes());
+    }
+
+    /// Puts so many records without content here, the first of which fills up to `records_bytes`.
+    fn lose(&mut self, count: u32, records_bytes: usize) {
+        let prefix = BatchPrefix { base_sequence: self.sequence, accepted_us: 0 };
+        let end = self.at + HEAD_BYTES + records_bytes;
+        let (head, wire) = self.image[self.at..end].split_at_mut(BATCH_PREFIX_BYTES);
+        head.copy_from_slice(&prefix.encode());
+        let records = &mut wire[BATCH_HEADER_BYTES..];
+        records.fill(0);
+        let spare = records_bytes - count as usize * RECORD_HEADER_BYTES;
+        let mut at = 0;
+        for nth in 0..count {
+            let body_bytes = if nth == 0 { spare } else { 0 };
+            let header = RecordHeader {
+                body_bytes: body_bytes as u32,
+                sequence_delta: nth,
+                ..RecordHeader::default()
+            };
+            records[at..at + RECORD_HEADER_BYTES].copy_from_slice(&header.encode());
+            at += RECORD_HEADER_BYTES + body_bytes;
+        }
+        let header = BatchHeader {
+            record_count: count,
+            records_bytes: records_bytes as u32,
+            producer_sequence: 1,
+            ..BatchHeader::default()
+        };
+        batch::seal(wire, header);
+        let next = self.sequence + u64::from(count);
+        match self.lost.last_mut() {
+            Some(last) if last.end == self.sequence => last.end = next,
+            _ => self.lost.push(self.sequence..next),
+        }
+        (self.at, self.sequence) = (end, next);
+        self.batch_count += 1;
+    }
+
+    /// All that is left is lost. `None` if there is no room to say so, which cannot be where so
+    /// many records stood.
+    fn lose_rest(&mut self) -> Option<()> {
+        while self.sequence < self.end_sequence {
+            let left = self.end_sequence - self.sequence;
+            let count = left.min(BATCH_RECORDS_MAX as u64) as u32;
+            let records_bytes = count as usize * RECORD_HEADER_BYTES;
+            if self.image.len() - self.at < HEAD_BYTES + records_bytes {
+                return None;
+            }
+            self.lose(count, records_bytes);
+        }
+        Some(())
+    }
+
+    /// No checksum but the chunk's covers when a batch was taken. A time that is not between its
+    /// neighbours', where those are in order, becomes that of the batch before.
+    fn mend_times(&mut self) {
+        for nth in 0..self.times.len() {
+            let time = |nth: usize| self.times.get(nth).map(|(_, time)| *time);
+            let (at, own) = self.times[nth];
+            let before = nth.checked_sub(1).and_then(time);
+            let mended = match (before, time(nth + 1), time(nth + 2)) {
+                (Some(before), Some(after), _) if before <= after => {
+                    if own < before || own > after { before } else { own }
+                }
+                (Some(before), None, _) => own.max(before),
+                (None, Some(after), Some(later)) if own > after.max(later) => after,
+                _ => own,
+            };
+            let mended = if mended > TIME_US_MAX { before.unwrap_or(0) } else { mended };
+            self.times[nth].1 = mended;
+            self.image[at + 8..at + BATCH_PREFIX_BYTES].copy_from_slice(&mended.to_le_bytes());
+        }
+    }
+}
+
+/// No batch was taken later: the year 2255. What is computed from it does not overflow.
+const TIME_US_MAX: u64 = 1 << 53;
 
 /// A batch whose header can be read, and which ends inside the image.
 #[derive(Clone, Copy)]
@@ -127,3 +310,6 @@ impl Iterator for Batches<'_> {
         Some(found)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -163,14 +163,6 @@ impl SlotTable {
         Rc::new(SlotTable { slot_bytes, extent_slots, slots: RefCell::default() })
     }
 
-    pub(super) fn slot_bytes(&self) -> usize {
-        self.slot_bytes
-    }
-
-    pub(super) fn extent_slots(&self) -> u32 {
-        self.extent_slots
-    }
-
     /// Slots by what they are.
     pub fn counts(&self) -> SlotCounts {
         self.slots.borrow().counts

@@ -560,3 +560,6 @@ impl<T> SpillStore<T> {
 pub fn header_of(chunk: &SealedChunk) -> Result<ChunkHeader, ChunkError> {
     ChunkHeader::decode(chunk.image())
 }
+
+#[cfg(test)]
+mod tests;

@@ -467,7 +467,12 @@ impl Session {
             _ if blocked && error.is_retryable() => {}
             // The limits of a queue that is full. BLOCKED comes behind the refusal, if at all.
             Some(
-                ErrorCode::QueueMessagesMax | ErrorCode::QueueBytesMax | ErrorCode::MemoryLimit,
+                ErrorCode::QueueMessagesMax
+                | ErrorCode::QueueBytesMax
+                | ErrorCode::MemoryLimit
+                | ErrorCode::DiskLimit
+                | ErrorCode::DiskFull
+                | ErrorCode::DiskError,
             ) => {
                 producer.hold = Hold::Asking(error);
                 ask = true;

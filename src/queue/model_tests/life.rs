@@ -194,7 +194,7 @@ impl Life {
         let mut memory = memory();
         let bounds =
             QueueBounds { window_bytes: 1 << 40, retry_waiting_max, ..QueueBounds::default() };
-        let mut queue = Queue::new("q", options, bounds, Wall(1), 1, &mut memory).unwrap();
+        let mut queue = Queue::new("q", options, bounds, 1, Wall(1), 1, &mut memory).unwrap();
         let producer = queue.open_producer(owner(1), 7, 1, &mut memory).unwrap().key;
         let mut life = Life {
             queue,
@@ -728,7 +728,7 @@ impl Life {
         if self.counts_bytes(sub) {
             assert_eq!(shown.bytes(), self.bytes(sub));
         }
-        let (peeked, more) = self.queue.peek(sub.key, 0, 1000, 1 << 20);
+        let (peeked, more) = self.queue.peek(sub.key, 0, 1000, 1 << 20).unwrap();
         let peeked: Vec<u64> = peeked.iter().map(|message| message.sequence).collect();
         let ready = sub.held.iter().filter(|(_, held)| held.state == State::Ready);
         assert_eq!(peeked, ready.map(|(&sequence, _)| sequence).collect::<Vec<_>>());

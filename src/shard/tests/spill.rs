@@ -125,7 +125,7 @@ impl SpillBench {
         };
         let budget = DiskBudget::new(disk_limit_bytes as u64);
         if disk_limit_bytes > 0 {
-            bench.core.spill.open(FileId(0), shape, budget);
+            bench.core.open_spill(FileId(0), shape, budget);
         }
         let key = bench.open();
         SpillBench { bench, disk: BytesDisk::default(), held: false, key }
@@ -567,5 +567,7 @@ fn a_large_message_goes_and_comes_chunk_by_chunk() {
     assert!(world.stats().spilled_messages > 0);
     let bodies = world.consume("q", 2);
     assert_eq!(bodies.len(), 200);
-    assert!(bodies.iter().enumerate().all(|(nth, got)| *got == body(nth as u64 + 1, 100 * KIB / 2)));
+    assert!(
+        bodies.iter().enumerate().all(|(nth, got)| *got == body(nth as u64 + 1, 100 * KIB / 2))
+    );
 }

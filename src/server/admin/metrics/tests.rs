@@ -14,7 +14,8 @@ fn figures(published: u64, ready: u64) -> QueueFigures {
 
 fn report(shard: u32, named: &[(&str, QueueFigures)], others: QueueFigures) -> Box<ShardReport> {
     let named = named.iter().map(|(name, figures)| ((*name).into(), *figures)).collect();
-    let figures = ShardFigures { ticks: 7, blocked_by: [0, 2, 1], ..ShardFigures::default() };
+    let figures =
+        ShardFigures { ticks: 7, blocked_by: [0, 2, 1, 0, 0, 0], ..ShardFigures::default() };
     Box::new(ShardReport { shard, figures, named, others })
 }
 
@@ -52,11 +53,8 @@ fn sum(samples: &BTreeMap<String, u64>, name: &str) -> u64 {
 fn example() -> BTreeMap<String, u64> {
     let first = [("orders", figures(10, 1)), ("a.b-c:d_e", figures(20, 2))];
     let second = [("mail", figures(30, 3))];
-    let shards = vec![
-        Some(report(0, &first, figures(5, 0))),
-        None,
-        Some(report(2, &second, figures(7, 4))),
-    ];
+    let shards =
+        vec![Some(report(0, &first, figures(5, 0))), None, Some(report(2, &second, figures(7, 4)))];
     let broker = BrokerFigures { uptime_ms: 2500, ready: true, ..BrokerFigures::default() };
     parse(&Scrape::new(broker, shards).to_text())
 }
