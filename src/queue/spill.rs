@@ -191,6 +191,12 @@ impl Queue {
         self.log.spilled.absent_bytes
     }
 
+    /// Bytes of the images that its chunks have on disk, counted anew, for the checkers.
+    pub fn disk_bytes(&self) -> u64 {
+        let places = self.log.chunks.iter().flatten().filter_map(|entry| entry.place.as_ref());
+        places.map(|place| place.image_bytes() as u64).sum()
+    }
+
     /// Chunks that are being read.
     pub fn refilling(&self) -> usize {
         self.log.spilled.reading

@@ -46,7 +46,7 @@ use crate::queue::Queue;
 use crate::queue::memory::Budget;
 use crate::shard::connection::Place;
 use crate::shard::core::Core;
-use crate::storage::spill::{DiskBudget, SpillShape};
+use crate::storage::spill::{DiskBudget, SpillShape, SpillState, SpillStats};
 use mailbox::{Command, Commands};
 use post::{Office, Post};
 use remote::Session;
@@ -296,6 +296,11 @@ impl<W: World> Shard<W> {
     /// Bytes used of the memory limit, for the checkers.
     pub fn budget(&self) -> &crate::queue::memory::Budget {
         self.core.budget()
+    }
+
+    /// Whether it can spill, what its file holds, and the peeks that wait for it, for the checkers.
+    pub fn spilling(&self) -> (SpillState, SpillStats, usize) {
+        (self.core.spill.state(), self.core.spill.stats(), self.core.waiting.peek_count())
     }
 
     fn next_wait(&self) -> Option<Duration> {

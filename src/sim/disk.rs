@@ -3,7 +3,6 @@
 //!
 //! [`Device`]: crate::sim::device::Device
 
-use crate::base::chunk_pool::SealedChunk;
 use crate::io::{Disk, DiskCompletion, DiskRequest, FileId};
 use crate::limits::{DISK_ALIGN_BYTES, DISK_WRITE_CHUNKS_MAX};
 use crate::sim::trace::Cover;

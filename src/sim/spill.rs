@@ -1,306 +1,313 @@
-//! The disk's actor: chunks go out through `storage::chunk_file` and come back, and each must be
-//! what it was or be known to be damaged; what was synced survives every crash.
+//! What is on disk adds up after every step: places, slots, blocks and limits, by each count there
+//! is; a queue is blocked by the disk only while that has no room; and nothing is lost but what the
+//! device has spoiled.
 
-use crate::base::chunk_pool::{ChunkPool, ChunkWriter, HeapSlabs, PoolShape};
-use crate::format::batch::BatchBuilder;
-use crate::format::chunk::ChunkHeader;
-use crate::io::{Disk, DiskCompletion, DiskRequest, FileId};
-use crate::limits::{CHUNK_HEADER_BYTES, KIB};
+use crate::limits::DISK_ALIGN_BYTES;
+use crate::protocol::error::ErrorCode;
+use crate::queue::Queue;
+use crate::queue::memory::is_of_memory;
+use crate::queue::policy::OnFull;
 use crate::sim::Checked;
-use crate::sim::disk::SimDisk;
+use crate::sim::cluster::Cluster;
+use crate::sim::device::Device;
+use crate::sim::plan::{Plan, SpillPlan};
 use crate::sim::trace::Cover;
-use crate::sim::world::Universe;
-use crate::storage::chunk_file::{ChunkFile, Place, ReadError, WriteError, seal};
+use crate::sim::world::{SimulatedWorld, Universe};
+use crate::storage::spill::{FullReason, SpillState, SpillStats};
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
-const SLOT_BYTES: usize = 16 * KIB;
-const SLOTS_MAX: u32 = 24;
+/// So long a queue may stay blocked where there is room.
+const BLOCKED_NS_MAX: u64 = 2_000_000_000;
+/// And so many ticks of its shard.
+const BLOCKED_TICKS_MAX: u64 = 50;
 
-/// A chunk that is on disk.
-struct Stored {
-    place: Place,
-    offset: u64,
-    bytes: Vec<u8>,
-    /// A bit of its slot was turned, somewhere.
-    rotten: bool,
-    synced: bool,
-    reading: bool,
+/// What was seen of a shard at the last step.
+#[derive(Clone, Copy)]
+struct Seen {
+    state: SpillState,
+    stats: SpillStats,
 }
 
-enum UnderWay {
-    /// With its place in the file.
-    Write(ChunkHeader, u64, Vec<u8>),
-    /// Index of the stored chunk.
-    Read(u64),
-    Sync(Vec<u64>),
+/// What was seen of a queue.
+#[derive(Default)]
+struct Known {
+    absent: u64,
+    lost: u64,
+    redriven: u64,
+    delivered: u64,
+    /// The first message that is ready was on disk.
+    front_absent: bool,
+    /// What it is blocked by, and since when there is room: time and ticks.
+    blocked: Option<ErrorCode>,
+    roomy_since: Option<(u64, u64)>,
 }
 
 /// See the module.
-pub struct Spill {
-    universe: Rc<Universe>,
-    pool: ChunkPool,
-    disk: SimDisk,
-    id: FileId,
-    file: ChunkFile,
-    stored: BTreeMap<u64, Stored>,
-    under_way: BTreeMap<u64, UnderWay>,
-    next_chunk: u64,
-    /// After a crash: all that is left is read before anything is written.
-    recovering: bool,
+#[derive(Default)]
+pub struct Watch {
+    shards: Vec<Seen>,
+    queues: BTreeMap<(usize, u64), Known>,
 }
 
-/// Tags of syncs, apart from those of the chunk file.
-const SYNC_TAG: u64 = 1 << 32;
-
-impl Spill {
-    /// An empty file on a disk of its own.
-    pub fn new(universe: &Rc<Universe>) -> Spill {
-        let shape = PoolShape {
-            slab_bytes: 64 * KIB,
-            class_bytes: vec![4 * KIB, SLOT_BYTES],
-            header_bytes: CHUNK_HEADER_BYTES,
-        };
-        let mut disk = SimDisk::new(Rc::clone(universe));
-        if universe.chance(300) {
-            disk.limit_bytes(SLOT_BYTES * universe.range(2, 12) as usize);
-        }
-        let id = disk.open("spill").expect("the simulated disk opens every file");
-        Spill {
-            universe: Rc::clone(universe),
-            pool: ChunkPool::new(shape, Rc::new(HeapSlabs)),
-            disk,
-            id,
-            file: ChunkFile::new(SLOT_BYTES, SLOTS_MAX),
-            stored: BTreeMap::new(),
-            under_way: BTreeMap::new(),
-            next_chunk: 1,
-            recovering: false,
-        }
-    }
-
-    /// Lets something happen.
+impl Watch {
+    /// Compares what a cluster has on disk with what there should be; with `recounts` all that is
+    /// slow to count as well.
     ///
     /// # Errors
-    /// If a chunk came back as another, or a whole one is said to be damaged.
-    pub fn act(&mut self) -> Checked {
-        while let Some(completion) = self.disk.poll_completion() {
-            self.complete(completion)?;
+    /// What does not add up.
+    pub fn check<W: SimulatedWorld>(
+        &mut self,
+        cluster: &Cluster<W>,
+        plan: &Plan,
+        universe: &Universe,
+        recounts: bool,
+    ) -> Checked {
+        let Some(spill) = &plan.spill else { return Ok(()) };
+        let before = std::mem::take(&mut self.shards);
+        let device = universe.device.borrow();
+        let mut allocated = 0;
+        for (nth, (state, stats, peeks)) in cluster.spills().enumerate() {
+            let now = Seen { state, stats };
+            let was = before.get(nth).copied();
+            note_changes(was, now, universe);
+            if peeks > 0 {
+                universe.cover(Cover::PeekWaited);
+            }
+            check_file(nth, &stats, spill, recounts.then_some(&*device))?;
+            allocated += stats.allocated_bytes;
+            self.shards.push(now);
         }
-        let universe = Rc::clone(&self.universe);
-        if universe.healed() {
-            // What is under way comes to its end, and nothing is begun.
+        let budget = cluster.disk_budget();
+        if allocated != budget.used_bytes() || allocated > budget.limit_bytes() {
+            return Err(format!("{allocated} bytes on disk, of {budget:?}"));
+        }
+        let mut live_bytes = vec![0; self.shards.len()];
+        for (shard, queue) in cluster.queues_by_shard() {
+            let wrote = before.get(shard).is_none_or(|was| {
+                was.stats.written_bytes != self.shards[shard].stats.written_bytes
+            });
+            let known = self.queues.entry((shard, queue.number())).or_default();
+            known.note_changes(queue, wrote, recounts, universe);
+            known.check_lost(shard, queue, &device, universe)?;
+            let states = [before.get(shard).map(|was| was.state), Some(self.shards[shard].state)];
+            known.check_blocked(queue, states, universe)?;
+            let roomy = cluster.budgets().nth(shard).is_some_and(|budget| {
+                budget.free_for_chunks() >= 2 * plan.config.pool.slab_bytes as u64
+            });
+            known.check_roomy(queue, roomy, cluster.ticks(shard), universe)?;
+            if recounts {
+                live_bytes[shard] += queue.disk_bytes();
+            }
+        }
+        let wrong = |(seen, live): &(&Seen, &u64)| {
+            seen.stats.writes_under_way == 0 && seen.stats.live_bytes != **live
+        };
+        match self.shards.iter().zip(&live_bytes).find(wrong).filter(|_| recounts) {
+            Some((seen, live)) => Err(format!("queues hold {live} bytes of {:?}", seen.stats)),
+            None => Ok(()),
+        }
+    }
+
+    /// The process has ended.
+    pub fn restart(&mut self) {
+        *self = Watch::default();
+    }
+
+    /// Whether nothing is on disk, on its way there, or back to the file system.
+    pub fn is_empty(&self, plan: &Plan) -> bool {
+        let Some(spill) = &plan.spill else { return true };
+        let extent_bytes = spill.shape.extent_bytes();
+        self.shards.iter().all(|Seen { stats, .. }| {
+            let busy = stats.writes_under_way + stats.reads_under_way > 0;
+            let kept = stats.allocated_bytes <= spill.shape.reserve_bytes + extent_bytes
+                // Given back one a second, more take too long.
+                || stats.allocated_bytes > 20 * extent_bytes;
+            !busy && stats.slots_used == 0 && stats.live_bytes == 0 && kept
+        })
+    }
+
+    /// For people.
+    pub fn describe(&self) -> String {
+        let shards: Vec<_> = self.shards.iter().map(|seen| (seen.state, seen.stats)).collect();
+        format!("{shards:?}")
+    }
+}
+
+/// What happened to a shard's file is counted.
+fn note_changes(was: Option<Seen>, now: Seen, universe: &Universe) {
+    let stats = now.stats;
+    let Some(Seen { state, stats: before }) = was else {
+        if stats.allocated_bytes > 0 {
+            universe.cover(Cover::WarmStart);
+        }
+        return;
+    };
+    let grew = [
+        (before.written_bytes < stats.written_bytes, Cover::Spilled),
+        (before.read_bytes < stats.read_bytes, Cover::Refilled),
+        (before.extents_allocated < stats.extents_allocated, Cover::Grown),
+        (before.extents_released < stats.extents_released, Cover::Released),
+        (before.chunks_saved < stats.chunks_saved, Cover::Salvaged),
+    ];
+    grew.iter().filter(|(grew, _)| *grew).for_each(|(_, cover)| universe.cover(*cover));
+    if state == now.state {
+        return;
+    }
+    match now.state {
+        SpillState::Full(FullReason::Limit) => universe.cover(Cover::SpillAtLimit),
+        SpillState::Full(FullReason::Headroom) => universe.cover(Cover::SpillAtHeadroom),
+        SpillState::Full(FullReason::NoSpace) => universe.cover(Cover::SpillNoSpace),
+        SpillState::Failing(_) => universe.cover(Cover::SpillFailing),
+        SpillState::Ready if matches!(state, SpillState::Failing(_)) => {
+            universe.cover(Cover::SpillRecovered);
+        }
+        _ => {}
+    }
+}
+
+/// A file's own figures, and those of the device.
+fn check_file(
+    shard: usize,
+    stats: &SpillStats,
+    spill: &SpillPlan,
+    device: Option<&Device>,
+) -> Checked {
+    let slots = u64::from(stats.slots_used + stats.slots_free + stats.slots_bad);
+    let in_slots = slots * spill.shape.slot_bytes as u64;
+    let coming = stats.allocated_bytes.checked_sub(stats.leaving_bytes + in_slots);
+    // One extent comes at a time.
+    if coming.is_none_or(|bytes| bytes > spill.shape.extent_bytes()) {
+        return Err(format!("shard {shard}: extents do not add up: {stats:?}"));
+    }
+    let used_bytes = u64::from(stats.slots_used) * spill.shape.slot_bytes as u64;
+    let (live_bytes, page) = (stats.live_bytes, DISK_ALIGN_BYTES as u64);
+    if live_bytes > used_bytes || !live_bytes.is_multiple_of(page) {
+        return Err(format!("shard {shard}: slots do not add up: {stats:?}"));
+    }
+    let Some(device) = device else { return Ok(()) };
+    let name = format!("spill-{shard}.dat");
+    let (held, strays) = device.find(&name).map_or((0, 0), |file| device.held_bytes(file));
+    match held - strays <= stats.allocated_bytes {
+        true => Ok(()),
+        false => Err(format!("{name} holds {held} bytes, {strays} of them stray: {stats:?}")),
+    }
+}
+
+impl Known {
+    fn note_changes(&mut self, queue: &Queue, wrote: bool, recounts: bool, universe: &Universe) {
+        let absent = queue.spilled_messages();
+        if absent > self.absent && !wrote {
+            universe.cover(Cover::EvictedClean);
+        }
+        self.absent = absent;
+        let counters = queue.counters();
+        let delivered = counters.delivered != self.delivered;
+        if counters.redriven > self.redriven && self.front_absent && !delivered {
+            universe.cover(Cover::RedriveSpilled);
+        }
+        let redriven = counters.redriven != self.redriven;
+        (self.redriven, self.delivered) = (counters.redriven, counters.delivered);
+        self.front_absent &= !redriven && !delivered;
+        if absent == 0 || !recounts {
+            return;
+        }
+        for (_, subscription) in queue.subscriptions() {
+            let [in_flight, delayed, dying] = subscription.held().map(|portions| {
+                portions.iter().any(|portion| queue.is_absent(portion.run.at.chunk))
+            });
+            if in_flight || delayed {
+                universe.cover(Cover::HeldSpilled);
+            }
+            if dying {
+                universe.cover(Cover::DeadLetterSpilled);
+            }
+            self.front_absent |= in_flight == delayed && subscription.ready() == absent;
+        }
+    }
+
+    /// Only what was spoiled on disk may be lost.
+    fn check_lost(
+        &mut self,
+        shard: usize,
+        queue: &Queue,
+        device: &Device,
+        universe: &Universe,
+    ) -> Checked {
+        let lost = queue.counters().lost_damaged;
+        if lost == self.lost {
             return Ok(());
         }
-        let outcome = self.begin_something(&universe);
-        self.disk.flush();
-        outcome
-    }
-
-    fn begin_something(&mut self, universe: &Universe) -> Checked {
-        if self.recovering {
-            return self.recover();
-        }
-        match universe.range(0, 99) {
-            0..30 => self.write(),
-            30..60 => self.read_any(),
-            60..75 => self.sync(),
-            75..90 => self.release(),
-            90..95 if universe.fault(300) => self.rot(),
-            95 if universe.fault(200) => self.crash(),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Whether nothing is under way.
-    pub fn is_settled(&self) -> bool {
-        self.under_way.is_empty()
-    }
-
-    fn take_chunk(&self) -> ChunkWriter {
-        loop {
-            if let Some(writer) = self.pool.take(1) {
-                return writer;
-            }
-            assert!(self.pool.grow(1), "the heap has memory for a few slabs");
-        }
-    }
-
-    fn write(&mut self) {
-        let mut writer = self.take_chunk();
-        let mut builder = BatchBuilder::default();
-        let (first_sequence, mut end_sequence, mut batch_count) = (self.next_chunk * 1000, 0, 0);
-        for _ in 0..1 + self.universe.skewed(8) {
-            builder.clear();
-            let body: Vec<u8> =
-                (0..self.universe.skewed(2000)).map(|_| self.universe.bits() as u8).collect();
-            builder.push(0, &[], &body);
-            let wire = builder.finish(0, 7, 1 + end_sequence);
-            if writer.room_bytes() < wire.len() {
-                break;
-            }
-            writer.append(&[wire]);
-            (end_sequence, batch_count) = (end_sequence + 1, batch_count + 1);
-        }
-        let header = ChunkHeader {
-            used_bytes: 0,
-            queue: self.universe.range(1, 3),
-            first_sequence,
-            end_sequence: first_sequence + end_sequence,
-            batch_count,
-            chunk: self.next_chunk,
-        };
-        self.next_chunk += 1;
-        let (chunk, header) = seal(writer, header);
-        let bytes = chunk.image()[..header.used_bytes as usize].to_vec();
-        let Ok(planned) = self.file.write(chunk, header) else { return };
-        let (file, tag, offset) = (self.id, planned.tag, planned.offset);
-        let request = DiskRequest::Write { tag, file, offset, chunks: vec![planned.chunk] };
-        match self.disk.submit(request) {
-            Ok(()) => {
-                self.under_way.insert(tag, UnderWay::Write(header, offset, bytes));
-            }
-            // Too many under way: as if the device had said that it is full.
-            Err(_) => {
-                let full = Err(std::io::ErrorKind::StorageFull);
-                let refused = self.file.handle_written(tag, full);
-                assert_eq!(refused.err(), Some(WriteError::Full));
-            }
-        }
-    }
-
-    fn read_any(&mut self) {
-        if self.stored.is_empty() {
-            return;
-        }
-        let nth = self.universe.index(self.stored.len());
-        let key = *self.stored.keys().nth(nth).expect("nth is below their number");
-        self.read(key);
-    }
-
-    fn read(&mut self, key: u64) {
-        let into = self.take_chunk();
-        let stored = self.stored.get_mut(&key).expect("the caller has its key");
-        if stored.reading || self.disk.is_full() {
-            return;
-        }
-        let planned = self.file.read(stored.place, into);
-        let (file, tag) = (self.id, planned.tag);
-        let (offset, bytes, into) = (planned.offset, planned.bytes, planned.into);
-        let submitted = self.disk.submit(DiskRequest::Read { tag, file, offset, bytes, into });
-        assert!(submitted.is_ok(), "it was asked whether there is room");
-        stored.reading = true;
-        self.under_way.insert(tag, UnderWay::Read(key));
-    }
-
-    fn sync(&mut self) {
-        let syncing = self.under_way.keys().any(|&tag| tag == SYNC_TAG);
-        let (tag, file) = (SYNC_TAG, self.id);
-        if !syncing && self.disk.submit(DiskRequest::Sync { tag, file }).is_ok() {
-            let covered = self.stored.keys().copied().collect();
-            self.under_way.insert(tag, UnderWay::Sync(covered));
-        }
-    }
-
-    fn release(&mut self) {
-        let idle = |stored: &Stored| !stored.reading;
-        if let Some(key) = self.stored.iter().find(|(_, s)| idle(s)).map(|(key, _)| *key) {
-            let stored = self.stored.remove(&key).expect("it was found");
-            self.file.release(stored.place);
-        }
-    }
-
-    fn rot(&mut self) {
-        if self.stored.is_empty() {
-            return;
-        }
-        let nth = self.universe.index(self.stored.len());
-        let stored = self.stored.values_mut().nth(nth).expect("nth is below their number");
-        let at = stored.offset as usize + self.universe.index(stored.bytes.len());
-        stored.rotten |= self.disk.rot(self.id, at);
-    }
-
-    fn crash(&mut self) {
-        self.disk.crash();
-        self.under_way.clear();
-        self.stored.values_mut().for_each(|stored| stored.reading = false);
-        self.file = ChunkFile::new(SLOT_BYTES, SLOTS_MAX);
-        self.recovering = true;
-    }
-
-    /// Reads what was there before a crash, one after the other, and begins anew.
-    fn recover(&mut self) -> Checked {
-        match self.stored.keys().next() {
-            Some(&key) => self.read(key),
-            None => self.recovering = false,
-        }
-        Ok(())
-    }
-
-    fn complete(&mut self, completion: DiskCompletion) -> Checked {
-        match completion {
-            DiskCompletion::Written { tag, result } => {
-                let Some(UnderWay::Write(header, offset, bytes)) = self.under_way.remove(&tag)
-                else {
-                    return Err("the end of a write that was not begun".into());
-                };
-                if let Ok(place) = self.file.handle_written(tag, result) {
-                    let (rotten, synced, reading) = (false, false, false);
-                    let stored = Stored { place, offset, bytes, rotten, synced, reading };
-                    self.stored.insert(header.chunk, stored);
-                }
-            }
-            DiskCompletion::Read { tag, into, result } => {
-                let Some(UnderWay::Read(key)) = self.under_way.remove(&tag) else {
-                    return Err("the end of a read that was not begun".into());
-                };
-                self.judge_read(key, tag, into, result)?;
-            }
-            DiskCompletion::Synced { tag, result } => {
-                let Some(UnderWay::Sync(covered)) = self.under_way.remove(&tag) else {
-                    return Err("the end of a sync that was not begun".into());
-                };
-                for key in covered.iter().filter(|_| result.is_ok()) {
-                    if let Some(stored) = self.stored.get_mut(key) {
-                        stored.synced = true;
-                    }
-                }
-            }
-            DiskCompletion::Allocated { .. } | DiskCompletion::Released { .. } => {
-                return Err("the end of what was not begun".into());
+        self.lost = lost;
+        universe.cover(Cover::Lost);
+        let file = device.find(&format!("spill-{shard}.dat"));
+        let spoiled = file.map_or(0, |file| device.damaged_messages(file, queue.number()));
+        for (_, subscription) in queue.subscriptions() {
+            let lost = subscription.counters().lost_damaged;
+            if lost > spoiled {
+                let name = (queue.name(), subscription.name());
+                return Err(format!("{name:?} lost {lost}, {spoiled} were spoiled on disk"));
             }
         }
         Ok(())
     }
 
-    fn judge_read(
+    /// A queue that blocks for memory says why there is none.
+    fn check_blocked(
         &mut self,
-        key: u64,
-        tag: u64,
-        into: ChunkWriter,
-        result: Result<usize, std::io::ErrorKind>,
+        queue: &Queue,
+        states: [Option<SpillState>; 2],
+        universe: &Universe,
     ) -> Checked {
-        let stored = self.stored.get_mut(&key).expect("what is read is not released");
-        stored.reading = false;
-        let whole = !stored.rotten && (!self.recovering || stored.synced);
-        match self.file.handle_read(tag, into, result) {
-            Ok(read) => {
-                let end = read.header.used_bytes as usize;
-                let bytes = read.reader.slice(CHUNK_HEADER_BYTES..end);
-                if bytes != &stored.bytes[CHUNK_HEADER_BYTES..] {
-                    return Err(format!("chunk {key} came back from disk as another"));
-                }
-                self.universe.cover(Cover::ChunkRound);
+        let code = queue.blocked().map(|block| block.code).filter(|code| is_of_memory(*code));
+        let before = std::mem::replace(&mut self.blocked, code);
+        let Some(code) = code.filter(|code| before != Some(*code)) else { return Ok(()) };
+        if code != ErrorCode::MemoryLimit {
+            universe.cover(Cover::BlockedByDisk);
+        }
+        match states.into_iter().flatten().any(|state| code_of(state) == code) {
+            true => Ok(()),
+            false => {
+                Err(format!("{} is blocked by {code} where spilling is {states:?}", queue.name()))
             }
-            Err(ReadError::Device { .. }) => return Ok(()),
-            Err(error) if whole => return Err(format!("chunk {key} was lost on disk: {error}")),
-            Err(_) if stored.rotten => self.universe.cover(Cover::BitRot),
-            Err(_) => {}
         }
-        if self.recovering {
-            self.stored.remove(&key);
+    }
+
+    /// A queue that is blocked for memory only is not so for long where there is room.
+    fn check_roomy(
+        &mut self,
+        queue: &Queue,
+        roomy: bool,
+        ticks: u64,
+        universe: &Universe,
+    ) -> Checked {
+        let options = queue.options();
+        let unlimited =
+            options.messages_max == 0 && options.bytes_max == 0 && options.on_full == OnFull::Block;
+        let now_ns = universe.mono().0;
+        if self.blocked.is_none() || !roomy || !unlimited {
+            self.roomy_since = None;
+            return Ok(());
         }
-        Ok(())
+        let (since_ns, since_ticks) = *self.roomy_since.get_or_insert((now_ns, ticks));
+        let passed = (now_ns - since_ns, ticks - since_ticks);
+        match passed.0 > BLOCKED_NS_MAX && passed.1 > BLOCKED_TICKS_MAX {
+            true => Err(format!(
+                "{} is blocked by {:?} with room for {} ms",
+                queue.name(),
+                self.blocked,
+                passed.0 / 1_000_000
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
+/// How a refusal for want of memory is worded.
+fn code_of(state: SpillState) -> ErrorCode {
+    match state {
+        SpillState::Off | SpillState::Ready => ErrorCode::MemoryLimit,
+        SpillState::Full(FullReason::Limit) => ErrorCode::DiskLimit,
+        SpillState::Full(FullReason::Headroom | FullReason::NoSpace) => ErrorCode::DiskFull,
+        SpillState::Failing(_) => ErrorCode::DiskError,
     }
 }

@@ -196,6 +196,11 @@ impl Universe {
         self.others_due_ns.set(due_ns);
     }
 
+    /// When the disk of a shard will have something.
+    pub fn disk_due_of(&self, disk: usize) -> Option<u64> {
+        self.disks_due_ns.borrow()[disk]
+    }
+
     /// When the first disk will have something.
     pub fn disk_due_ns(&self) -> Option<u64> {
         self.disks_due_ns.borrow().iter().flatten().min().copied()
