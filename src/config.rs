@@ -32,7 +32,7 @@ const DRAIN_TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 /// What a configuration may say.
-pub const KEYS: [&str; 21] = [
+pub const KEYS: [&str; 22] = [
     "listen",
     "admin",
     "data_dir",
@@ -52,6 +52,7 @@ pub const KEYS: [&str; 21] = [
     "hello_timeout",
     "frame_timeout",
     "stall_timeout",
+    "disk_backend",
     "busy_poll",
     "log",
 ];
@@ -87,6 +88,25 @@ impl LogLevel {
         ("info", LogLevel::Info),
         ("debug", LogLevel::Debug),
         ("trace", LogLevel::Trace),
+    ];
+}
+
+/// How files are written and read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskBackend {
+    /// By io_uring, or by threads where the system gives us no ring.
+    Auto,
+    /// By io_uring or not at all.
+    IoUring,
+    /// By threads.
+    Threads,
+}
+
+impl DiskBackend {
+    const ALL: [(&str, DiskBackend); 3] = [
+        ("auto", DiskBackend::Auto),
+        ("io_uring", DiskBackend::IoUring),
+        ("threads", DiskBackend::Threads),
     ];
 }
 
@@ -132,6 +152,8 @@ pub struct Config {
     pub frame_timeout: Duration,
     /// For a consumer to take something.
     pub stall_timeout: Duration,
+    /// How files are written and read.
+    pub disk_backend: DiskBackend,
     /// Spin instead of sleeping.
     pub busy_poll: bool,
     /// How much is logged.
@@ -327,6 +349,7 @@ impl Config {
             hello_timeout: timeout_or(settings, "hello_timeout", HELLO_TIMEOUT_MS)?,
             frame_timeout: timeout_or(settings, "frame_timeout", FRAME_TIMEOUT_MS)?,
             stall_timeout: timeout_or(settings, "stall_timeout", STALL_TIMEOUT_MS)?,
+            disk_backend: settings.read("disk_backend", disk_backend)?.unwrap_or(DiskBackend::Auto),
             busy_poll: settings.read("busy_poll", switch)?.unwrap_or(false),
             log: settings.read("log", log_level)?.unwrap_or(LogLevel::Info),
         };
@@ -381,6 +404,8 @@ impl Config {
         line("hello_timeout", text(exact_duration(self.hello_timeout)));
         line("frame_timeout", text(exact_duration(self.frame_timeout)));
         line("stall_timeout", text(exact_duration(self.stall_timeout)));
+        let disk = DiskBackend::ALL.iter().find(|(_, backend)| *backend == self.disk_backend);
+        line("disk_backend", text(disk.expect("every backend has its name").0.to_owned()));
         line("busy_poll", toml::Value::Boolean(self.busy_poll));
         let log = LogLevel::ALL.iter().find(|(_, level)| *level == self.log);
         line("log", text(log.expect("every level has its name").0.to_owned()));
@@ -620,6 +645,12 @@ fn timeout_or(
         time => Ok(time),
     };
     Ok(settings.read(key, positive)?.unwrap_or(Duration::from_millis(default_ms)))
+}
+
+fn disk_backend(text: &str) -> Result<DiskBackend, String> {
+    let backend = DiskBackend::ALL.iter().find(|(name, _)| *name == text);
+    let unknown = || format!("`{text}` is not a way to the disk: auto, io_uring or threads");
+    backend.map(|(_, backend)| *backend).ok_or_else(unknown)
 }
 
 fn log_level(text: &str) -> Result<LogLevel, String> {

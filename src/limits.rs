@@ -18,6 +18,12 @@ pub const SLAB_BYTES: usize = 2 * MIB;
 pub const CHUNK_HEADER_BYTES: usize = 64;
 /// Alignment of chunks in memory and on disk, for O_DIRECT.
 pub const DISK_ALIGN_BYTES: usize = 4 * KIB;
+/// Requests under way on one disk.
+pub const DISK_DEPTH: usize = 64;
+/// Files that one disk has open.
+pub const DISK_FILES_MAX: usize = 16;
+/// Times in a row that a request which the system did not try is given to it again.
+pub const DISK_RETRIES_MAX: u32 = 1000;
 /// Chunk images in one write: as many of the smallest as fill the largest chunk.
 pub const DISK_WRITE_CHUNKS_MAX: usize = CHUNK_BYTES_MAX / CHUNK_CLASS_BYTES[0];
 
@@ -266,6 +272,8 @@ const _: () = {
         assert!(class == 0 || CHUNK_CLASS_BYTES[class] > CHUNK_CLASS_BYTES[class - 1]);
         class += 1;
     }
+    // A ring has a power of two of places.
+    assert!(DISK_DEPTH.is_power_of_two());
     // What one call of the system takes (IOV_MAX).
     assert!(DISK_WRITE_CHUNKS_MAX > 0 && DISK_WRITE_CHUNKS_MAX <= 1024);
     assert!(CHUNK_HEADER_BYTES + 4 * BATCH_BYTES_MAX <= CHUNK_BYTES_MAX);

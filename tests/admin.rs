@@ -264,7 +264,12 @@ fn a_broker_that_drains_is_well_and_not_ready() {
 #[test]
 fn a_data_dir_that_cannot_be_written_is_not_ready_until_it_can() {
     let (broker, admin) = start(&[]);
-    // What a probe writes is put in place under its name; now something else is in the way.
+    // Between two probes: what a probe writes is put in place under its name, and now something
+    // else is in the way.
+    let begun = now();
+    while value(&get(admin, "/metrics", "").1, "forebay_probes_total") == 0 {
+        assert!(begun.elapsed() < PATIENCE, "nobody probes");
+    }
     let obstacle = broker.data_dir().join("probe.new");
     std::fs::create_dir(&obstacle).unwrap();
     let why = wait_for(admin, "/readyz", 503);

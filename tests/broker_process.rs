@@ -41,6 +41,15 @@ fn it_says_one_line_when_it_is_ready_and_ends_well_on_either_signal() {
 }
 
 #[test]
+fn the_log_says_how_files_are_written() {
+    let broker = Broker::start(&["--disk-backend", "threads"]);
+    broker.wait_for_log("disk backend=\"threads\"");
+    // Whichever the system allows, and why not the other.
+    let broker = Broker::start(&[]);
+    broker.wait_for_log("backend=\"");
+}
+
+#[test]
 fn an_address_in_use_is_one_line_and_exit_code_2() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap().to_string();
@@ -71,6 +80,7 @@ fn a_bad_option_is_one_line_and_exit_code_2() {
         (["--shards", "17"], "--shards: `17` is not a number of shards"),
         (["--listen", "0.0.0.0:0"], "--listen: 0.0.0.0:0 is open to other machines"),
         (["--config", "missing.toml"], "missing.toml"),
+        (["--disk-backend", "fast"], "--disk-backend: `fast` is not a way to the disk"),
         (["--pin", "1023"], "cannot pin a shard to core 1023"),
         (["--data-dir", "/proc/none"], "cannot use the data dir /proc/none"),
         (["--no-such", "flag"], "--no-such"),

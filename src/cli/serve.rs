@@ -113,6 +113,12 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TIME")]
     stall_timeout: Option<String>,
 
+    /// How files are written and read: auto, io_uring or threads [default: auto]
+    ///
+    /// auto takes io_uring where the system allows it, and says in the log if it does not.
+    #[arg(long, value_name = "BACKEND")]
+    disk_backend: Option<String>,
+
     /// Spin instead of sleeping: lower latency, for a whole core per shard
     #[arg(long)]
     busy_poll: bool,
@@ -146,6 +152,7 @@ impl ServeArgs {
             ("hello_timeout", self.hello_timeout.clone()),
             ("frame_timeout", self.frame_timeout.clone()),
             ("stall_timeout", self.stall_timeout.clone()),
+            ("disk_backend", self.disk_backend.clone()),
             ("busy_poll", switch(self.busy_poll)),
             ("log", self.log.clone()),
         ];

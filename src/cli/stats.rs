@@ -3,7 +3,7 @@
 use crate::base::units::{parse_duration, show_bytes, show_duration};
 use crate::cli::broker::BrokerArgs;
 use crate::cli::clock::now;
-use crate::cli::failure::Outcome;
+use crate::cli::failure::{Failure, Outcome};
 use crate::cli::fields::{Fields, number_lines};
 use crate::cli::output::Output;
 use crate::cli::queue::counter_numbers;
@@ -48,6 +48,10 @@ Examples:
 
 /// Faster looks would only measure themselves.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// With more queues than this, the blocked ones are only counted.
+const QUEUES_ASKED_MAX: u32 = 1000;
+/// Of the blocked ones, so many are named.
+const BLOCKED_SHOWN: usize = 5;
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
     match parse_duration(text).map_err(|error| error.to_string())? {
@@ -67,7 +71,23 @@ pub fn run(args: &StatsArgs) -> Outcome {
         return watch(args, connection);
     }
     let stats = connection.stats().map_err(|error| broker.failure(error))?;
-    Output::new(broker.json).finish(&stats_fields(&stats), stats_text(&stats, None))
+    let blocked = blocked_queues(&mut connection, &stats, broker)?;
+    Output::new(broker.json).finish(&stats_fields(&stats), stats_text(&stats, None, &blocked))
+}
+
+/// Which queues take nothing, and why. Of very many queues it is not asked.
+fn blocked_queues(
+    connection: &mut Connection,
+    stats: &Stats,
+    broker: &BrokerArgs,
+) -> Result<Vec<(String, String)>, Failure> {
+    if broker.json || stats.queues_blocked == 0 || stats.queues > QUEUES_ASKED_MAX {
+        return Ok(Vec::new());
+    }
+    let queues = connection.queue_list("").map_err(|error| broker.failure(error))?;
+    let blocked = queues.into_iter().filter(|queue| queue.blocked);
+    let why = |reason: Option<String>| reason.unwrap_or_else(|| "full".to_owned());
+    Ok(blocked.map(|queue| (queue.name, why(queue.blocked_reason))).collect())
 }
 
 fn watch(args: &StatsArgs, mut connection: Connection) -> Outcome {
@@ -78,6 +98,7 @@ fn watch(args: &StatsArgs, mut connection: Connection) -> Outcome {
     loop {
         let stats = connection.stats().map_err(|error| args.broker.failure(error))?;
         let time = now();
+        let blocked = blocked_queues(&mut connection, &stats, &args.broker)?;
         let rates = before
             .map(|(earlier, before)| Rates::between(&before, &stats, time.duration_since(earlier)));
         if out.json {
@@ -87,7 +108,7 @@ fn watch(args: &StatsArgs, mut connection: Connection) -> Outcome {
         } else {
             // To the top and over what is there; then the rest of the screen goes.
             let (front, back) = if redraw { ("\x1b[H\x1b[2J", "") } else { ("", "\n") };
-            let text = stats_text(&stats, Some(rates.unwrap_or_default()));
+            let text = stats_text(&stats, Some(rates.unwrap_or_default()), &blocked);
             out.text(format_args!("{front}{text}{back}"))?;
         }
         out.flush()?;
@@ -107,6 +128,8 @@ struct Rates {
     acked: f64,
     bytes_in: f64,
     bytes_out: f64,
+    disk_written: f64,
+    disk_read: f64,
 }
 
 impl Rates {
@@ -121,6 +144,8 @@ impl Rates {
             acked: rate(old.acked, new.acked),
             bytes_in: rate(before.bytes_in, after.bytes_in),
             bytes_out: rate(before.bytes_out, after.bytes_out),
+            disk_written: rate(before.disk_written_bytes, after.disk_written_bytes),
+            disk_read: rate(before.disk_read_bytes, after.disk_read_bytes),
         }
     }
 
@@ -130,6 +155,8 @@ impl Rates {
         fields.push("acked_per_s", self.acked);
         fields.push("bytes_in_per_s", self.bytes_in);
         fields.push("bytes_out_per_s", self.bytes_out);
+        fields.push("disk_written_bytes_per_s", self.disk_written);
+        fields.push("disk_read_bytes_per_s", self.disk_read);
     }
 }
 
@@ -184,7 +211,7 @@ fn stats_fields(stats: &Stats) -> Fields {
     fields
 }
 
-fn stats_text(stats: &Stats, rates: Option<Rates>) -> String {
+fn stats_text(stats: &Stats, rates: Option<Rates>, blocked: &[(String, String)]) -> String {
     let counters = counters(stats);
     let rate = |pick: fn(&Rates) -> f64| {
         rates.as_ref().map_or(String::new(), |rates| format!("  {}", per_second(pick(rates))))
@@ -193,61 +220,98 @@ fn stats_text(stats: &Stats, rates: Option<Rates>) -> String {
         let shown = |rates: &Rates| format!("  {}/s", show_bytes(pick(rates) as u64));
         rates.as_ref().map_or(String::new(), shown)
     };
-    let share = 100.0 * stats.memory_used_bytes as f64 / stats.memory_limit_bytes.max(1) as f64;
-    let lines = [
-        (
-            "broker",
-            format!(
-                "forebay {}, up {}, {} shard(s)",
-                stats.server_version.as_deref().unwrap_or(""),
-                show_duration(Duration::from_millis(stats.uptime_ms)),
-                stats.shards,
-            ),
-        ),
-        (
-            "memory",
-            format!(
-                "{} of {} ({share:.1} %), {} of it chunks",
-                show_bytes(stats.memory_used_bytes),
-                show_bytes(stats.memory_limit_bytes),
-                show_bytes(stats.memory_chunk_bytes),
-            ),
-        ),
-        (
-            "connections",
-            format!(
-                "{} ({} accepted, {} shed, {} refused, {} protocol errors)",
-                thousands(stats.connections.into()),
-                thousands(stats.connections_accepted),
-                thousands(stats.connections_shed),
-                thousands(stats.connections_refused),
-                thousands(stats.protocol_errors),
-            ),
-        ),
-        (
-            "queues",
-            format!(
-                "{} ({} blocked), {} producers, {} consumers",
-                thousands(stats.queues.into()),
-                thousands(stats.queues_blocked.into()),
-                thousands(stats.producers.into()),
-                thousands(stats.consumers.into()),
-            ),
-        ),
-        ("published", thousands(counters.published) + &rate(|rates| rates.published)),
-        ("delivered", thousands(counters.delivered) + &rate(|rates| rates.delivered)),
-        ("acked", thousands(counters.acked) + &rate(|rates| rates.acked)),
-        ("received", show_bytes(stats.bytes_in) + &byte_rate(|rates| rates.bytes_in)),
-        ("sent", show_bytes(stats.bytes_out) + &byte_rate(|rates| rates.bytes_out)),
-    ];
     let mut text = String::new();
-    for (name, value) in lines {
+    let mut line = |name: &str, value: String| {
         writeln!(text, "{name:<14}{value}").expect("writing to a string does not fail");
+    };
+    line("broker", broker_text(stats));
+    line("memory", memory_text(stats));
+    line("spilled", spilled_text(stats));
+    line("disk", disk_text(stats));
+    line("connections", connections_text(stats));
+    line("queues", queues_text(stats));
+    for (name, why) in blocked.iter().take(BLOCKED_SHOWN) {
+        line("", format!("{name} is blocked: {why}"));
     }
+    if blocked.len() > BLOCKED_SHOWN {
+        line("", format!("and {} more", blocked.len() - BLOCKED_SHOWN));
+    }
+    line("published", thousands(counters.published) + &rate(|rates| rates.published));
+    line("delivered", thousands(counters.delivered) + &rate(|rates| rates.delivered));
+    line("acked", thousands(counters.acked) + &rate(|rates| rates.acked));
+    line("received", show_bytes(stats.bytes_in) + &byte_rate(|rates| rates.bytes_in));
+    line("sent", show_bytes(stats.bytes_out) + &byte_rate(|rates| rates.bytes_out));
+    line("to disk", show_bytes(stats.disk_written_bytes) + &byte_rate(|rates| rates.disk_written));
+    line("from disk", show_bytes(stats.disk_read_bytes) + &byte_rate(|rates| rates.disk_read));
     let held = [("ready", stats.ready), ("in_flight", stats.in_flight), ("delayed", stats.delayed)];
     text.push_str("held\n");
     text.push_str(&number_lines("  ", &held));
     text
+}
+
+fn broker_text(stats: &Stats) -> String {
+    format!(
+        "forebay {}, up {}, {} shard(s)",
+        stats.server_version.as_deref().unwrap_or(""),
+        show_duration(Duration::from_millis(stats.uptime_ms)),
+        stats.shards,
+    )
+}
+
+fn memory_text(stats: &Stats) -> String {
+    let share = 100.0 * stats.memory_used_bytes as f64 / stats.memory_limit_bytes.max(1) as f64;
+    format!(
+        "{} of {} ({share:.1} %), {} of it chunks",
+        show_bytes(stats.memory_used_bytes),
+        show_bytes(stats.memory_limit_bytes),
+        show_bytes(stats.memory_chunk_bytes),
+    )
+}
+
+fn spilled_text(stats: &Stats) -> String {
+    let lost = counters(stats).lost_damaged;
+    let lost = if lost == 0 { String::new() } else { format!(", {} lost", thousands(lost)) };
+    format!(
+        "{} messages, {}; {} chunks refilling{lost}",
+        thousands(stats.spilled_messages),
+        show_bytes(stats.spilled_bytes),
+        thousands(stats.refilling),
+    )
+}
+
+fn disk_text(stats: &Stats) -> String {
+    if stats.disk_limit_bytes == 0 {
+        return "off: nothing is spilled".to_owned();
+    }
+    format!(
+        "{}; {} used of {} taken, limit {}, {} free",
+        stats.spill_state.as_deref().unwrap_or("off"),
+        show_bytes(stats.disk_used_bytes),
+        show_bytes(stats.disk_allocated_bytes),
+        show_bytes(stats.disk_limit_bytes),
+        show_bytes(stats.disk_free_bytes),
+    )
+}
+
+fn connections_text(stats: &Stats) -> String {
+    format!(
+        "{} ({} accepted, {} shed, {} refused, {} protocol errors)",
+        thousands(stats.connections.into()),
+        thousands(stats.connections_accepted),
+        thousands(stats.connections_shed),
+        thousands(stats.connections_refused),
+        thousands(stats.protocol_errors),
+    )
+}
+
+fn queues_text(stats: &Stats) -> String {
+    format!(
+        "{} ({} blocked), {} producers, {} consumers",
+        thousands(stats.queues.into()),
+        thousands(stats.queues_blocked.into()),
+        thousands(stats.producers.into()),
+        thousands(stats.consumers.into()),
+    )
 }
 
 #[cfg(test)]
@@ -272,6 +336,37 @@ mod tests {
         let value = serde_json::to_value(&fields).unwrap();
         assert_eq!((&value["published"], &value["published_per_s"]), (&7.into(), &0.0.into()));
         assert!(value.as_object().unwrap().values().all(|value| !value.is_object()));
+    }
+
+    #[test]
+    fn what_is_on_disk_and_who_is_blocked_is_said() {
+        let shown = Stats {
+            queues: 8,
+            queues_blocked: 7,
+            spilled_messages: 1234,
+            refilling: 2,
+            disk_limit_bytes: 1 << 30,
+            disk_written_bytes: 3 << 20,
+            spill_state: Some("full: disk_limit".to_owned()),
+            ..stats(9, 0)
+        };
+        let why = "the broker's memory limit leaves no room".to_owned();
+        let blocked: Vec<_> = (0..7).map(|nth| (format!("q{nth}"), why.clone())).collect();
+        let rates = Rates { disk_written: 2048.0, ..Rates::default() };
+        let text = stats_text(&shown, Some(rates), &blocked);
+        for part in [
+            "1,234 messages, ",
+            "; 2 chunks refilling\n",
+            "full: disk_limit; ",
+            "limit 1.0 GiB",
+            "to disk       3.0 MiB  2.0 KiB/s\n",
+            "q4 is blocked: the broker's memory limit leaves no room\n",
+            "and 2 more\n",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert!(!text.contains("q5 "), "{text}");
+        assert!(stats_text(&stats(0, 0), None, &[]).contains("off: nothing is spilled"));
     }
 
     #[test]

@@ -30,6 +30,7 @@ fn all_commands_of_the_contract_are_understood() {
     let lines = [
         "forebay serve --listen 127.0.0.1:0 --data-dir d --memory-limit 256MiB --pin 0,1",
         "forebay serve --shards 1 --connections-max 9 --hello-timeout 1s --stall-timeout 1m",
+        "forebay serve --disk-backend io_uring",
         "forebay serve --token secret --config f.toml --print-config",
         "forebay serve --insecure --message-bytes-max 1MiB --drain-timeout 5s --busy-poll",
         "forebay serve --log info",

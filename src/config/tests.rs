@@ -33,6 +33,7 @@ fn the_defaults() {
     assert_eq!(config.pin, Vec::<usize>::new());
     assert_eq!(config.token, None);
     assert!(!config.insecure && !config.busy_poll);
+    assert_eq!(config.disk_backend, DiskBackend::Auto);
     assert_eq!(config.drain_timeout, Duration::from_secs(5));
     assert_eq!(config.log, LogLevel::Info);
 }
@@ -96,6 +97,7 @@ fn every_key_can_come_from_every_source() {
         ("hello_timeout", "2s"),
         ("frame_timeout", "3s"),
         ("stall_timeout", "4s"),
+        ("disk_backend", "threads"),
         ("busy_poll", "true"),
         ("log", "debug"),
     ];
@@ -123,6 +125,7 @@ fn a_printed_configuration_gives_itself_again() {
         ("admin", "off"),
         ("pin", "3"),
         ("drain_timeout", "1500ms"),
+        ("disk_backend", "io_uring"),
         ("busy_poll", "true"),
         ("log", "trace"),
     ]);
@@ -202,6 +205,7 @@ fn refusals_name_the_setting_as_its_source_does() {
         ("drain_timeout", "5", "--drain-timeout: `5` has no unit"),
         ("drain_timeout", "2d", "--drain-timeout: `2d` is longer"),
         ("hello_timeout", "0s", "--hello-timeout: no time"),
+        ("disk_backend", "uring", "--disk-backend: `uring` is not a way to the disk"),
         ("busy_poll", "maybe", "--busy-poll: `maybe`"),
         ("log", "loud", "--log: `loud`"),
         ("token", "", "--token: an empty token"),

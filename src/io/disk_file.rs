@@ -6,7 +6,7 @@ use crate::limits::DISK_ALIGN_BYTES;
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The directory of a disk.
@@ -68,20 +68,50 @@ impl DiskFile {
         Ok(DiskFile { file: options.open(path)?, direct: false })
     }
 
-    /// Bytes before the first hole. Blocks that were asked for and never written may count as a
-    /// hole, unless the file has as many blocks as it is long.
-    pub(super) fn warm_bytes(&self) -> std::io::Result<u64> {
+    /// Bytes from the start that have blocks, as far as the file system says; else those before
+    /// the first hole, where blocks that were never written may count as one.
+    pub(super) fn block_bytes(&self) -> std::io::Result<u64> {
         let metadata = self.file.metadata()?;
-        if metadata.blocks().saturating_mul(512) >= metadata.len() {
-            return Ok(metadata.len());
+        if metadata.len() == 0 {
+            return Ok(0);
+        }
+        if let Some(bytes) = self.mapped_bytes() {
+            return Ok(bytes.min(metadata.len()));
         }
         // SAFETY: the call takes no memory; the file is open, and its position is of no use to us.
         let hole = unsafe { libc::lseek(self.file.as_raw_fd(), 0, libc::SEEK_HOLE) };
         match u64::try_from(hole) {
             Ok(hole) => Ok(hole.min(metadata.len())),
-            // An empty file has nothing to seek in.
-            Err(_) if metadata.len() == 0 => Ok(0),
             Err(_) => Err(Error::last_os_error()),
+        }
+    }
+
+    /// Where the extents that begin at the start end; `None` if the file system does not say.
+    fn mapped_bytes(&self) -> Option<u64> {
+        let mut end = 0;
+        loop {
+            let mut map = ExtentMap::from(end);
+            // SAFETY: `map` is laid out as the system has it, with as many extents as it says, and
+            // is alone ours.
+            let outcome =
+                unsafe { libc::ioctl(self.file.as_raw_fd(), ExtentMap::REQUEST, &raw mut map) };
+            if outcome != 0 {
+                return None;
+            }
+            let begin = end;
+            let extents = &map.extents[..ExtentMap::EXTENTS.min(map.mapped as usize)];
+            for extent in extents {
+                if extent.offset > end {
+                    return Some(end);
+                }
+                end = end.max(extent.offset.saturating_add(extent.bytes));
+                if extent.flags & MappedExtent::LAST != 0 {
+                    return Some(end);
+                }
+            }
+            if end == begin {
+                return Some(end);
+            }
         }
     }
 
@@ -142,6 +172,58 @@ impl DiskFile {
         }
     }
 }
+
+/// What FS_IOC_FIEMAP takes and gives (linux/fiemap.h).
+#[repr(C)]
+struct ExtentMap {
+    offset: u64,
+    bytes: u64,
+    flags: u32,
+    /// How many of `extents` the system has filled.
+    mapped: u32,
+    count: u32,
+    reserved: u32,
+    extents: [MappedExtent; ExtentMap::EXTENTS],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct MappedExtent {
+    offset: u64,
+    place: u64,
+    bytes: u64,
+    reserved: [u64; 2],
+    flags: u32,
+    reserved_words: [u32; 3],
+}
+
+impl MappedExtent {
+    /// The file's last one.
+    const LAST: u32 = 1;
+}
+
+impl ExtentMap {
+    const EXTENTS: usize = 64;
+    /// `_IOWR('f', 11, struct fiemap)`.
+    const REQUEST: libc::Ioctl = 0xC020_660B_u32 as libc::Ioctl;
+    /// First writes out what has no place yet.
+    const SYNC: u32 = 1;
+
+    /// Asks for the extents from `offset` on.
+    fn from(offset: u64) -> ExtentMap {
+        ExtentMap {
+            offset,
+            bytes: u64::MAX - offset,
+            flags: ExtentMap::SYNC,
+            mapped: 0,
+            count: ExtentMap::EXTENTS as u32,
+            reserved: 0,
+            extents: [MappedExtent::default(); ExtentMap::EXTENTS],
+        }
+    }
+}
+
+const _: () = assert!(size_of::<MappedExtent>() == 56 && size_of::<ExtentMap>() == 32 + 64 * 56);
 
 /// Gives back blocks and leaves the length.
 pub(super) const RELEASE_MODE: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;

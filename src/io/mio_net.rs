@@ -9,12 +9,14 @@ use crate::base::time::Mono;
 use crate::io::clock::SystemClock;
 use crate::io::{Accepted, Clock, Net, NetEvent, ReadOutcome, Socket, WriteOutcome};
 use mio::net::{TcpListener, TcpStream};
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,6 +139,16 @@ impl MioNet {
     /// As the system says, or `NotConnected` after [`Net::stop_listening`].
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.as_ref().ok_or(ErrorKind::NotConnected)?.local_addr()
+    }
+
+    /// Makes the poll return, as if woken, each time that `event` becomes readable or is written
+    /// to again. Until it is closed.
+    ///
+    /// # Errors
+    /// As the system's poller says.
+    pub fn watch(&self, event: BorrowedFd<'_>) -> std::io::Result<()> {
+        let number = event.as_raw_fd();
+        self.poll.registry().register(&mut SourceFd(&number), WAKER, Interest::READABLE)
     }
 
     /// For other threads.

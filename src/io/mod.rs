@@ -6,6 +6,7 @@
 //! outcome is a value. No method blocks but [`Net::poll`], the thread's one blocking point.
 
 pub mod affinity;
+pub mod any_disk;
 pub mod clock;
 mod disk_file;
 mod disk_table;
@@ -13,6 +14,7 @@ pub mod memory;
 pub mod mio_net;
 pub mod process;
 pub mod thread_disk;
+pub mod uring_disk;
 pub mod volume;
 
 use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
@@ -36,7 +38,7 @@ pub struct RealWorld;
 
 impl World for RealWorld {
     type Net = mio_net::MioNet;
-    type Disk = thread_disk::ThreadDisk;
+    type Disk = any_disk::AnyDisk;
     type Clock = clock::SystemClock;
 }
 

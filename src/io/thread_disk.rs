@@ -7,6 +7,7 @@
 use crate::io::disk_file::{Directory, DiskFile};
 use crate::io::disk_table::{DiskTable, Work};
 use crate::io::{Disk, DiskCompletion, DiskRequest, FileId};
+use crate::limits::DISK_DEPTH;
 use crossbeam_queue::ArrayQueue;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -20,7 +21,7 @@ pub type WakeUp = Arc<dyn Fn() + Send + Sync>;
 /// How many threads and requests there may be.
 #[derive(Clone, Copy, Debug)]
 pub struct ThreadDiskShape {
-    /// Threads, started when the first file is opened.
+    /// Threads.
     pub threads: usize,
     /// Requests under way.
     pub depth: usize,
@@ -29,7 +30,7 @@ pub struct ThreadDiskShape {
 impl Default for ThreadDiskShape {
     fn default() -> Self {
         // Depth 2 to 4 each way fills a device; threads beyond that only switch.
-        ThreadDiskShape { threads: 4, depth: 64 }
+        ThreadDiskShape { threads: 4, depth: DISK_DEPTH }
     }
 }
 
@@ -91,7 +92,12 @@ impl ThreadDisk {
         }
     }
 
-    fn start_threads(&mut self) -> std::io::Result<()> {
+    /// Starts the threads, unless they run already: where this one may run now. Opening a file
+    /// does so too.
+    ///
+    /// # Errors
+    /// If the system refuses a thread.
+    pub fn start(&mut self) -> std::io::Result<()> {
         while self.threads.len() < self.shape.threads {
             let shared = Arc::clone(&self.shared);
             let name = format!("disk-{}", self.threads.len());
@@ -106,13 +112,13 @@ impl Disk for ThreadDisk {
     fn open(&mut self, name: &str) -> std::io::Result<FileId> {
         let number = u32::try_from(self.files.len()).map_err(|_| ErrorKind::QuotaExceeded)?;
         let file = self.directory.open(name)?;
-        self.start_threads()?;
+        self.start()?;
         self.files.push(Arc::new(file));
         Ok(FileId(number))
     }
 
     fn file_bytes(&self, file: FileId) -> std::io::Result<u64> {
-        self.files[file.0 as usize].warm_bytes()
+        self.files[file.0 as usize].block_bytes()
     }
 
     fn free_bytes(&self) -> Option<u64> {

@@ -111,6 +111,8 @@ pub(super) struct DeadLetters {
     refused_first: bool,
     reason: Option<&'static str>,
     text_bytes: usize,
+    /// The next one waits for its records, and not for a time.
+    waits: bool,
 }
 
 impl DeadLetters {
@@ -169,7 +171,10 @@ impl DeadLetters {
             true => self.refused.first_key_value().map(|(_, dead)| dead.portion.run),
             false => self.waiting.first_key_value().map(|(_, dead)| dead.portion.run),
         };
-        log.need(&next?).ok()?;
+        self.waits = log.need(&next?).is_err();
+        if self.waits {
+            return None;
+        }
         self.refused_first = !again;
         let one = if again { self.refused.pop_first()?.1 } else { self.next_waiting(log)? };
         self.out_dead += 1;
@@ -222,7 +227,7 @@ impl DeadLetters {
 
     /// When one that was refused is tried again.
     pub fn next_retry(&self) -> Option<Mono> {
-        if self.out_dead >= MOVES_MAX {
+        if self.out_dead >= MOVES_MAX || self.waits {
             return None;
         }
         let refused = self.refused.first_key_value().map(|(&(at, _), _)| at);
@@ -240,6 +245,7 @@ impl DeadLetters {
 
     /// Takes out messages by sequence, all but those that are on the way.
     pub fn remove(&mut self, range: &Range<u64>) -> Vec<Portion> {
+        self.waits = false;
         let mut taken = Vec::new();
         let near = range.start.saturating_sub(RUN_RECORDS_MAX as u64 - 1)..range.end;
         let keys: Vec<u64> = self.waiting.range(near).map(|(&key, _)| key).collect();

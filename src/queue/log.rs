@@ -673,11 +673,6 @@ fn records_end(head: &[u8], at: Position) -> usize {
     at.batch as usize + HEAD_BYTES + u32_at(head, BATCH_PREFIX_BYTES + 16) as usize
 }
 
-/// Where the batch whose bytes begin `bytes` ends, if it begins at `at`.
-pub(super) fn batch_end(bytes: &[u8], at: usize) -> usize {
-    records_end(bytes, Position::batch_start(0, at))
-}
-
 /// How many records from the front of `records`, and their bytes: at most `records_max`, of which
 /// the last may pass `bytes_max`. At least one.
 fn measure(records: &[u8], records_max: u32, bytes_max: u64) -> (u32, u64) {

@@ -38,6 +38,8 @@ mod subscriptions;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
+mod test_disk;
+#[cfg(test)]
 mod tests;
 
 use crate::base::prng::Prng;

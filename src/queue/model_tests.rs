@@ -25,7 +25,7 @@ const NOBODY: Key = Key { index: 0, generation: 0 };
 fn memory() -> Memory {
     let shape = PoolShape {
         slab_bytes: 2 << 20,
-        class_bytes: vec![2048, 16384, 1 << 20],
+        class_bytes: vec![4096, 16384, 1 << 20],
         header_bytes: CHUNK_HEADER_BYTES,
     };
     Memory::new(Budget::new(1 << 30, 1 << 20), ChunkPool::new(shape, Rc::new(HeapSlabs)))
@@ -186,6 +186,9 @@ impl Pair {
             }
         }
         self.deliver();
+        let peeked = self.queue.peek(self.subscription, 0, 1000, 1 << 20).unwrap();
+        let sequences = peeked.0.iter().map(|message| message.sequence);
+        assert!(sequences.eq(self.ready.iter().copied()) && !peeked.1);
         if self.queue.blocked().is_some() && self.queue.poll_unblocked(&self.memory) {
             self.queue.grant_window(self.producer);
         }
@@ -328,10 +331,8 @@ impl Pair {
         let QueueOptions { messages_max, bytes_max, .. } = *queue.options();
         assert!(messages_max == 0 || queue.messages() <= messages_max);
         assert!(bytes_max == 0 || queue.bytes() <= bytes_max);
-        let (peeked, more) = queue.peek(self.subscription, 0, 1000, 1 << 20).unwrap();
-        let sequences: Vec<u64> = peeked.iter().map(|message| message.sequence).collect();
-        assert_eq!(sequences, self.ready.iter().copied().collect::<Vec<_>>());
-        assert!(!more);
+        let ready = queue.ready_ranges(self.subscription).into_iter();
+        assert!(ready.flat_map(|(first, end)| first..end).eq(self.ready.iter().copied()));
     }
 
     /// Everything comes out; the budget is as before.

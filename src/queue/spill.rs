@@ -42,6 +42,8 @@ pub struct Refill {
     pub place: Place,
     /// What its header must say.
     pub name: ChunkName,
+    /// Somebody can do nothing until it is there; else it is read ahead.
+    pub is_waited_for: bool,
 }
 
 /// What became of a chunk that could leave memory.
@@ -96,8 +98,11 @@ impl Queue {
         if self.log.spilled.absent_chunks == self.log.spilled.reading {
             return None;
         }
-        let chunk = self.log.next_want().or_else(|| self.next_ahead(ahead))?;
-        self.log.begin_read(chunk, self.number)
+        let want = self.log.next_want();
+        let is_waited_for = want.is_some();
+        let chunk = want.or_else(|| self.next_ahead(ahead))?;
+        let refill = self.log.begin_read(chunk, self.number)?;
+        Some(Refill { is_waited_for, ..refill })
     }
 
     /// Whether something absent is needed, or stands ahead of a cursor `ahead` chunks far.
@@ -181,6 +186,22 @@ impl Queue {
         Eviction::Evicted(self.log.evict(chunk))
     }
 
+    /// As [`Queue::evict`], of a chunk that somebody will need but nobody waits for: one that another
+    /// waits for goes first where there is no room for both.
+    pub fn evict_unless_waited(&mut self, chunk: u64) -> Eviction {
+        if !self.is_clean(chunk) {
+            return Eviction::Gone;
+        }
+        let spilled = &self.log.spilled;
+        let waited = spilled.wants.contains(&chunk)
+            || spilled.pinned.is_some_and(|(first, end)| (first..end).contains(&chunk))
+            || self.each().any(|subscription| subscription.waits_for(chunk));
+        match waited {
+            true => Eviction::Needed,
+            false => Eviction::Evicted(self.log.evict(chunk)),
+        }
+    }
+
     /// Messages in chunks that are absent.
     pub fn spilled_messages(&self) -> u64 {
         self.log.spilled.absent_messages
@@ -206,7 +227,12 @@ impl Queue {
         let spilled = &self.log.spilled;
         spilled.wants.contains(&chunk)
             || spilled.pinned.is_some_and(|(first, end)| (first..end).contains(&chunk))
-            || self.each().any(|subscription| subscription.needs(chunk, near))
+            || self.each().any(|subscription| {
+                // At the end of a chunk that it is done with, it stands before the next one.
+                let at = self.log.settle(subscription.cursor);
+                at.is_some_and(|at| subscription.comes_to(chunk, at.chunk, near))
+                    || subscription.waits_for(chunk)
+            })
     }
 
     /// The absent chunk that stands nearest ahead of a cursor that goes on.
@@ -229,13 +255,16 @@ impl Subscription {
         self.ready > 0 && self.consumer_count() > 0
     }
 
-    /// Whether it needs a chunk before `near` others.
-    fn needs(&self, chunk: u64, near: u32) -> bool {
-        let ahead = self.cursor.chunk..=self.cursor.chunk + u64::from(near);
-        (self.reads_ahead()
-            && (ahead.contains(&chunk) || self.due.first_ready_chunk() == Some(chunk)))
-            || self.waits == Some(chunk)
-            || self.is_amid(chunk)
+    /// Whether it will need a chunk before `near` others; its cursor stands in chunk `at`.
+    fn comes_to(&self, chunk: u64, at: u64, near: u32) -> bool {
+        let ahead = at..=at + u64::from(near);
+        self.reads_ahead()
+            && (ahead.contains(&chunk) || self.due.first_ready_chunk() == Some(chunk))
+    }
+
+    /// Whether it can do nothing without a chunk.
+    fn waits_for(&self, chunk: u64) -> bool {
+        self.waits == Some(chunk) || self.is_amid(chunk)
     }
 
     /// Whether a consumer has got a large message up to a chunk.
@@ -353,8 +382,7 @@ impl Log {
             self.spilled.dirty_chunks -= 1;
             self.spilled.dirty_bytes -= bytes;
             if let Some(writer) = writer {
-                let sealed = chunk::seal(writer, name);
-                self.spilled.sealed.insert(chunk, sealed);
+                self.spilled.sealed.insert(chunk, chunk::seal(writer, name));
             }
             let sealed = self.spilled.sealed.get(&chunk).expect("what was not written is kept");
             return Some(Victim { chunk, sealed: sealed.clone() });
@@ -398,7 +426,7 @@ impl Log {
         entry.travel = Travel::Read;
         self.spilled.reading += 1;
         self.spilled.wants.remove(&chunk);
-        Some(Refill { chunk, place, name })
+        Some(Refill { chunk, place, name, is_waited_for: false })
     }
 
     fn handle_refill_put_off(&mut self, chunk: u64) {

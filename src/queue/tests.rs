@@ -15,6 +15,7 @@ mod dead_letters;
 mod leases;
 mod moved;
 mod pulls;
+mod spill;
 mod subscriptions;
 
 const NOBODY: Key = Key { index: 0, generation: 0 };

@@ -2,8 +2,8 @@
 //! directory is used for the first time, then written down there and read from there ever after.
 //! A guess that is made again at every start would shrink by what the last run left behind.
 //!
-//! The file is one line, `forebay disk limit 1: BYTES bytes, crc32c XXXXXXXX`; the checksum is over
-//! what stands before it, up to and with the comma.
+//! The file is one line, such as `forebay disk limit 1: 4096 bytes, crc32c 89abcdef`. The checksum
+//! is over what stands before it, up to and with the comma.
 
 use crate::base::checksum::crc32c;
 use crate::base::units::show_bytes;
@@ -48,8 +48,8 @@ pub enum Source {
 pub enum DiskLimitError {
     /// It is not what was written.
     #[error(
-        "{} is damaged: {reason}; say --disk-limit, or remove the file and the broker takes 80 % of \
-         what is free then",
+        "{} is damaged: {reason}; say --disk-limit, or remove the file and the broker takes 80 % \
+         of what is free then",
         path.display()
     )]
     Damaged {
@@ -111,8 +111,8 @@ fn guess(data_dir: &Path, path: PathBuf) -> Result<DiskLimit, DiskLimitError> {
     written.map_err(|error| DiskLimitError::System { verb: "write", path, error })?;
     tracing::info!(
         disk_limit = %show_bytes(bytes),
-        "first start in this data directory: 80 % of what is free, written to its file {FILE_NAME}; \
-         --disk-limit says otherwise"
+        "first start in this data directory: 80 % of what is free, written to its file \
+         {FILE_NAME}; --disk-limit says otherwise"
     );
     Ok(DiskLimit { bytes, source: Source::Guess })
 }

@@ -12,6 +12,7 @@ use crate::config::{Config, ConfigError, LogLevel, Machine, Settings};
 use crate::io::affinity::{self, PinError};
 use crate::io::mio_net::MioNet;
 use crate::io::process::{self, DataDir, DataDirError};
+use crate::io::uring_disk::Refusal;
 use crate::server::admin::{Health, Phase, ShardLine, Watched};
 use crate::server::disk_limit::DiskLimitError;
 use crate::shard::ShardConfig;
@@ -25,8 +26,9 @@ use tracing::level_filters::LevelFilter;
 /// Files that are open beside connections: listener, poller, standard streams, data, and all of
 /// the admin address. Beside them a few that were just closed may linger.
 const FILES_BESIDE_CONNECTIONS: u64 = 64;
-/// Of each shard but the first: listener, poller, waker, spare, data.
-const FILES_PER_SHARD: u64 = 8;
+/// Of each shard but the first: listener, poller, waker, spare, ring and its event, data directory
+/// and file.
+const FILES_PER_SHARD: u64 = 12;
 
 /// Why the broker did not start, or ended. Each is one line.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +70,9 @@ pub enum ServeError {
     /// What memory has no room for would have nowhere to go.
     #[error("cannot open a spill file in the data directory: {0}; --disk-limit 0 does without")]
     SpillFile(std::io::Error),
+    /// The configuration insists on io_uring, and the system gives us none.
+    #[error("cannot start with disk_backend = io_uring: {0}")]
+    Disk(#[from] Refusal),
     /// The system refused a thread or the signals.
     #[error("cannot start: {0}")]
     Start(std::io::Error),
@@ -224,7 +229,6 @@ fn log_start(config: &Config, files: u64) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         sockets = "mio",
-        disk = "threads",
         memory_limit_bytes = config.memory_limit_bytes,
         cores = affinity::cores_usable(),
         shards = config.shards,

@@ -2,12 +2,14 @@
 //! before anybody is told that the broker is ready, and all ended together. A shard that fails ends
 //! the broker: its queues are gone, and half a broker would go on as if they had never been.
 
-use crate::config::Config;
+use crate::config::{Config, DiskBackend};
 use crate::io::affinity;
+use crate::io::any_disk::AnyDisk;
 use crate::io::clock::SystemClock;
 use crate::io::memory::MappedSlabs;
 use crate::io::mio_net::{MioNet, NetWaker};
-use crate::io::thread_disk::{ThreadDisk, ThreadDiskShape};
+use crate::io::thread_disk::WakeUp;
+use crate::io::uring_disk::Refusal;
 use crate::io::{RealWorld, World, volume};
 use crate::limits::{ADOPTIONS_MAX, MEMORY_GRANT_BYTES, MEMORY_RESERVE_BYTES};
 use crate::queue::memory::CommonBudget;
@@ -28,10 +30,17 @@ const FINISH_MS: u64 = 500;
 
 /// What a shard's thread has to say.
 enum Word {
-    /// It is about to serve.
-    Started,
+    /// It is about to serve, with a disk of this kind.
+    Started(DiskKind),
     /// It has ended.
     Ended(Result<(), ServeError>),
+}
+
+/// Which backend a shard's disk has, and why it is not the better one.
+#[derive(Debug)]
+struct DiskKind {
+    name: &'static str,
+    refusal: Option<Refusal>,
 }
 
 /// The threads that serve.
@@ -100,14 +109,58 @@ pub fn start(
         handles.push(builder.spawn(run).map_err(ServeError::Start)?);
     }
     let threads = Threads { words, handles };
+    let mut kinds = Vec::with_capacity(threads.handles.len());
     for _ in 0..threads.handles.len() {
         match threads.words.recv() {
-            Ok((_, Word::Started)) => {}
+            Ok((nth, Word::Started(kind))) => kinds.push((nth, kind)),
             Ok((_, Word::Ended(outcome))) => outcome?,
             Err(_) => return Err(ServeError::Fault(0)),
         }
     }
+    log_disks(&kinds);
     Ok(threads)
+}
+
+/// One line for each backend that is in use.
+fn log_disks(kinds: &[(usize, DiskKind)]) {
+    let mut said = Vec::new();
+    for (nth, kind) in kinds {
+        if said.contains(&kind.name) {
+            continue;
+        }
+        said.push(kind.name);
+        let shards = kinds.iter().filter(|(_, other)| other.name == kind.name).count();
+        match &kind.refusal {
+            None => tracing::info!(backend = kind.name, shards, "disk"),
+            Some(why) => {
+                let shard = *nth;
+                tracing::warn!(backend = kind.name, shards, shard, %why, "disk without io_uring");
+            }
+        }
+    }
+}
+
+/// The disk that the configuration asks for; for the thread that will use it.
+fn disk(
+    backend: DiskBackend,
+    data_dir: &Path,
+    net: &MioNet,
+) -> Result<(AnyDisk, DiskKind), ServeError> {
+    let waker = net.waker();
+    let wake_up: WakeUp = Arc::new(move || waker.wake());
+    let (disk, refusal) = match backend {
+        DiskBackend::Threads => {
+            (AnyDisk::threads(data_dir, wake_up).map_err(ServeError::Start)?, None)
+        }
+        DiskBackend::IoUring => (AnyDisk::uring(data_dir)?, None),
+        DiskBackend::Auto => AnyDisk::auto(|| AnyDisk::uring(data_dir), data_dir, wake_up)
+            .map_err(ServeError::Start)?,
+    };
+    if let Some(event) = disk.event() {
+        net.watch(event).map_err(ServeError::Start)?;
+    }
+    let kind = DiskKind { name: disk.name(), refusal };
+    Ok((disk, kind))
 }
 
 impl Threads {
@@ -119,7 +172,7 @@ impl Threads {
         for _ in 0..self.handles.len() {
             match self.words.recv() {
                 Ok((_, Word::Ended(outcome))) => outcome?,
-                Ok((nth, Word::Started)) => return Err(ServeError::Fault(nth)),
+                Ok((nth, Word::Started(_))) => return Err(ServeError::Fault(nth)),
                 Err(_) => return Err(ServeError::Fault(0)),
             }
         }
@@ -157,10 +210,8 @@ struct ShardThread {
 
 impl ShardThread {
     fn serve(self, mouth: &Mouth) -> Result<(), ServeError> {
-        let waker = self.net.waker();
-        let wake_up = Arc::new(move || waker.wake());
         // Its threads inherit what this one is bound to, so they come first.
-        let disk = ThreadDisk::new(&self.data_dir, ThreadDiskShape::default(), wake_up);
+        let (disk, kind) = disk(self.config.disk_backend, &self.data_dir, &self.net)?;
         if let Some(core) = self.config.pin.get(self.nth) {
             affinity::pin(*core)?;
         }
@@ -184,7 +235,7 @@ impl ShardThread {
             };
             shard.open_spill(shape, self.disk_budget).map_err(ServeError::SpillFile)?;
         }
-        let _ = mouth.sender.send((self.nth, Word::Started));
+        let _ = mouth.sender.send((self.nth, Word::Started(kind)));
         while shard.tick().map_err(ServeError::Ended)? == Status::Running {}
         tracing::info!(shard = self.nth, "drained");
         shard.world().0.finish(FINISH_MS);
@@ -195,6 +246,28 @@ impl ShardThread {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::uring_disk::tests::with_call_failing;
+
+    #[test]
+    fn a_ring_that_is_refused_ends_the_start_only_where_the_configuration_insists() {
+        let place = tempfile::tempdir().unwrap();
+        let test = || {
+            let net = MioNet::bind(([127, 0, 0, 1], 0).into()).unwrap();
+            let error = disk(DiskBackend::IoUring, place.path(), &net).err().unwrap();
+            let (disk, kind) = disk(DiskBackend::Auto, place.path(), &net).unwrap();
+            assert_eq!((disk.name(), kind.name), ("threads", "threads"));
+            (error.exit_code(), error.to_string(), kind.refusal.unwrap().to_string())
+        };
+        let outcome = with_call_failing(libc::SYS_io_uring_setup, libc::EPERM, test);
+        let Some((exit_code, error, why)) = outcome else { return };
+        assert_eq!(exit_code, 2);
+        assert_eq!(error, format!("cannot start with disk_backend = io_uring: {why}"));
+        assert!(why.starts_with("io_uring_setup: Operation not permitted"), "{why}");
+        let net = MioNet::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let (_, kind) = disk(DiskBackend::Threads, place.path(), &net).unwrap();
+        assert_eq!(kind.name, "threads");
+        assert!(kind.refusal.is_none());
+    }
 
     #[test]
     fn a_shard_that_panics_is_named() {

@@ -16,15 +16,27 @@ pub enum Command {
 }
 
 /// How writing to disk goes, as far as the shard has seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SpillHealth {
-    /// Nothing is wrong, or nothing is spilled.
-    Fine = 0,
+    /// Nothing is spilled.
+    #[default]
+    Off,
+    /// It can be.
+    Ready,
     /// There is no room on disk.
-    Full = 1,
+    Full,
     /// Writes fail.
-    Failing = 2,
+    Failing,
+}
+
+impl SpillHealth {
+    /// All of them, with the names that figures have.
+    pub const ALL: [(SpillHealth, &'static str); 4] = [
+        (SpillHealth::Off, "off"),
+        (SpillHealth::Ready, "ready"),
+        (SpillHealth::Full, "full"),
+        (SpillHealth::Failing, "failing"),
+    ];
 }
 
 /// See the module.
@@ -46,7 +58,7 @@ pub fn commands() -> Commands {
     Arc::new(Mailbox {
         commands: ArrayQueue::new(COMMANDS_MAX),
         ticks: AtomicU64::new(0),
-        spill: AtomicU8::new(SpillHealth::Fine as u8),
+        spill: AtomicU8::new(SpillHealth::Off as u8),
     })
 }
 
@@ -71,11 +83,8 @@ impl Mailbox {
 
     /// How the shard's writing to disk goes.
     pub fn spill(&self) -> SpillHealth {
-        match self.spill.load(Ordering::Relaxed) {
-            1 => SpillHealth::Full,
-            2 => SpillHealth::Failing,
-            _ => SpillHealth::Fine,
-        }
+        let (spill, _) = SpillHealth::ALL[self.spill.load(Ordering::Relaxed) as usize];
+        spill
     }
 
     /// Said by the shard, each tick. Nothing else is read because of it, so no order is needed.
@@ -83,7 +92,7 @@ impl Mailbox {
         self.ticks.store(ticks, Ordering::Relaxed);
     }
 
-    /// Said by the shard, when it changes.
+    /// Said by the shard, each tick.
     pub fn note_spill(&self, spill: SpillHealth) {
         self.spill.store(spill as u8, Ordering::Relaxed);
     }

@@ -241,6 +241,7 @@ impl<W: World> Shard<W> {
         let now = self.clock.now();
         self.core.begin_tick(now);
         self.commands.note_tick(self.core.stats.ticks);
+        self.commands.note_spill(self.core.spill_health());
         self.sort_events();
         self.complete_disk();
         self.exchange(now);

@@ -11,7 +11,7 @@ use crate::limits::{
     READ_AHEAD_CHUNKS_MAX, READ_AHEAD_CHUNKS_MIN, READ_AHEAD_MEMORY_SHARE, VICTIMS_PER_TICK_MAX,
 };
 use crate::shard::core::{Core, QueueSlot};
-use crate::shard::spill::Owner;
+use crate::shard::spill::{Evict, Owner};
 use crate::storage::spill::Refilled;
 use std::ops::Range;
 
@@ -66,7 +66,8 @@ impl Core {
             slot.refilling = false;
             return true;
         };
-        let Some(into) = self.take_refill_chunk(refill.place.image_bytes()) else {
+        let (bytes, forced) = (refill.place.image_bytes(), refill.is_waited_for);
+        let Some(into) = self.take_refill_chunk(bytes, forced) else {
             if let Some(slot) = self.queues.at_mut(key) {
                 slot.queue.handle_refill_put_off(refill.chunk);
             }
@@ -92,14 +93,20 @@ impl Core {
     }
 
     /// An empty chunk for an image; where memory is full, one that was here and is on disk gives
-    /// way.
-    fn take_refill_chunk(&mut self, bytes: usize) -> Option<ChunkWriter> {
+    /// way; one that is merely read ahead only if the new one is waited for (`forced`). So whoever
+    /// waits gets his chunk at last, one after the other.
+    fn take_refill_chunk(&mut self, bytes: usize, forced: bool) -> Option<ChunkWriter> {
         let count = self.spill.clean.len().min(VICTIMS_PER_TICK_MAX);
-        for _ in 0..=count {
-            if let Some(into) = self.memory.take_refill_chunk(bytes) {
-                return Some(into);
+        for pass in [Evict::Passed, Evict::UnlessWaited] {
+            for _ in 0..=count {
+                if let Some(into) = self.memory.take_refill_chunk(bytes) {
+                    return Some(into);
+                }
+                self.evict_one(pass);
             }
-            self.evict_one();
+            if !forced {
+                return None;
+            }
         }
         None
     }

@@ -8,6 +8,8 @@ use crate::queue::Queue;
 use crate::queue::counters::Counters;
 use crate::queue::memory::Account;
 use crate::shard::core::Core;
+use crate::shard::mailbox::SpillHealth;
+use crate::storage::spill::SpillState;
 use std::sync::mpsc::SyncSender;
 
 /// Why queues take nothing, as [`ShardFigures::blocked_by`] counts them.
@@ -58,6 +60,14 @@ pub struct ShardFigures {
     pub crossed_bytes: u64,
     pub queues: u64,
     pub deleted_messages: u64,
+    pub disk_allocated_bytes: u64,
+    pub disk_used_bytes: u64,
+    pub disk_bad_slots: u64,
+    pub disk_written_bytes: u64,
+    pub disk_read_bytes: u64,
+    pub disk_write_errors: u64,
+    pub disk_read_errors: u64,
+    pub spill: SpillHealth,
     /// By [`Account::ALL`].
     pub memory_used_bytes: [u64; Account::ALL.len()],
     /// By [`BLOCK_CODES`].
@@ -74,6 +84,9 @@ pub struct QueueFigures {
     pub dead_lettering: u64,
     pub bytes: u64,
     pub memory_bytes: u64,
+    pub spilled_messages: u64,
+    pub spilled_bytes: u64,
+    pub refilling: u64,
     pub producers: u64,
     pub consumers: u64,
     pub subscriptions: u64,
@@ -90,6 +103,9 @@ impl QueueFigures {
             dead_lettering: queue.dead_lettering(),
             bytes: queue.bytes(),
             memory_bytes: queue.memory_bytes(),
+            spilled_messages: queue.spilled_messages(),
+            spilled_bytes: queue.spilled_bytes(),
+            refilling: queue.refilling() as u64,
             producers: queue.producer_count() as u64,
             consumers: queue.consumer_count() as u64,
             subscriptions: queue.subscription_count() as u64,
@@ -106,6 +122,9 @@ impl QueueFigures {
         self.dead_lettering += other.dead_lettering;
         self.bytes += other.bytes;
         self.memory_bytes += other.memory_bytes;
+        self.spilled_messages += other.spilled_messages;
+        self.spilled_bytes += other.spilled_bytes;
+        self.refilling += other.refilling;
         self.producers += other.producers;
         self.consumers += other.consumers;
         self.subscriptions += other.subscriptions;
@@ -177,8 +196,19 @@ impl Core {
         slot.queue.subscription_count()
     }
 
+    /// How writing to disk goes.
+    pub fn spill_health(&self) -> SpillHealth {
+        match self.spill.state() {
+            SpillState::Off => SpillHealth::Off,
+            SpillState::Ready => SpillHealth::Ready,
+            SpillState::Full(_) => SpillHealth::Full,
+            SpillState::Failing(_) => SpillHealth::Failing,
+        }
+    }
+
     /// All but what is counted queue by queue.
     fn report_figures(&self, figures: &mut ShardFigures) {
+        let disk = self.spill.stats();
         let remotes = self.remotes.iter().map(|remotes| remotes.len()).sum::<usize>();
         *figures = ShardFigures {
             ticks: self.stats.ticks,
@@ -192,6 +222,14 @@ impl Core {
             crossed_bytes: self.post.as_ref().map_or(0, |post| post.crossed_bytes),
             queues: self.queues.len() as u64,
             deleted_messages: self.stats.deleted_messages,
+            disk_allocated_bytes: disk.allocated_bytes,
+            disk_used_bytes: u64::from(disk.slots_used) * disk.slot_bytes,
+            disk_bad_slots: disk.slots_bad.into(),
+            disk_written_bytes: disk.written_bytes,
+            disk_read_bytes: disk.read_bytes,
+            disk_write_errors: disk.write_errors,
+            disk_read_errors: disk.read_errors,
+            spill: self.spill_health(),
             memory_used_bytes: Account::ALL.map(|(account, _)| self.memory.budget.used_by(account)),
             blocked_by: figures.blocked_by,
         };

@@ -85,6 +85,15 @@ pub(super) struct Spill {
     pub(super) reads: u64,
 }
 
+/// Which clean chunks may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Evict {
+    /// Those that no cursor comes to soon.
+    Passed,
+    /// All that nobody waits for.
+    UnlessWaited,
+}
+
 /// How large, by powers of two; 0 for nothing.
 fn rank(bytes: u64) -> u8 {
     bytes.checked_ilog2().map_or(0, |log| log as u8 + 1)
@@ -165,7 +174,8 @@ impl Spill {
         self.open.as_ref().map_or(SpillState::Off, |open| open.store.state())
     }
 
-    /// Memory of what is on its way to the disk, for the checkers.
+    /// Memory of what is on its way to the disk.
+    #[cfg(test)]
     pub fn leaving_bytes(&self) -> u64 {
         self.leaving_bytes
     }
@@ -234,7 +244,7 @@ impl Core {
     }
 
     /// Memory that messages use of what they may, over all shards as far as this one can see.
-    fn messages_used(&self) -> u64 {
+    pub(super) fn messages_used(&self) -> u64 {
         let free = self.memory.budget.free_for_chunks() + self.memory.free_chunk_bytes() as u64;
         self.spill.messages_bytes.saturating_sub(free)
     }
@@ -284,26 +294,28 @@ impl Core {
             if self.excess() == 0 {
                 return;
             }
-            self.evict_one();
+            self.evict_one(Evict::Passed);
         }
     }
 
-    /// Drops the clean chunk that has been here longest, unless it is needed. True if it is gone.
-    pub(super) fn evict_one(&mut self) -> bool {
-        let Some(owner) = self.spill.clean.pop_front() else { return false };
+    /// Drops the clean chunk that has been here longest, unless it is needed: then it is the last.
+    pub(super) fn evict_one(&mut self, which: Evict) {
+        let Some(owner) = self.spill.clean.pop_front() else { return };
         self.spill.clean_bytes -= u64::from(owner.bytes);
-        let Some(slot) = self.queues.at_mut(owner.queue) else { return true };
-        match slot.queue.evict(owner.chunk, slot.read_ahead) {
-            Eviction::Evicted(_) => {
-                slot.read_less();
-                true
+        let Some(slot) = self.queues.at_mut(owner.queue) else { return };
+        let eviction = match which {
+            Evict::Passed => slot.queue.evict(owner.chunk, slot.read_ahead),
+            Evict::UnlessWaited => {
+                let eviction = slot.queue.evict_unless_waited(owner.chunk);
+                if matches!(eviction, Eviction::Evicted(_)) {
+                    slot.read_less();
+                }
+                eviction
             }
-            Eviction::Gone => true,
-            Eviction::Needed => {
-                self.spill.clean_bytes += u64::from(owner.bytes);
-                self.spill.clean.push_back(owner);
-                false
-            }
+        };
+        if eviction == Eviction::Needed {
+            self.spill.clean_bytes += u64::from(owner.bytes);
+            self.spill.clean.push_back(owner);
         }
     }
 

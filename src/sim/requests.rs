@@ -222,6 +222,7 @@ fn judge_description(stage: &Stage, shown: &wire::SubscriptionDescriptionT) -> C
         + shown.expired
         + shown.dropped
         + shown.purged
+        + shown.lost
         + shown.redriven;
     let held = shown.ready + shown.in_flight + shown.delayed + shown.dead_lettering;
     if shown.entered != gone + held {

@@ -2,7 +2,6 @@
 //! write or read and judges how that ended, and never does it. No queue policy either: what to
 //! write out and when is decided above.
 
-pub mod chunk_file;
 pub mod extents;
 mod salvage;
 pub mod slots;

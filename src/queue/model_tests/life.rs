@@ -7,6 +7,8 @@ use crate::base::time::Mono;
 use crate::protocol::hot::NackKind;
 use crate::queue::counters::SubscriptionCounters;
 use crate::queue::policy::{Backoff, BackoffRule};
+use crate::queue::subscriptions::CreateSubscriptionError;
+use crate::queue::test_disk::TestDisk;
 use crate::queue::{MoveReason, NackRequest, Subscription};
 
 /// What a test does; subscriptions and consumers are chosen among those that are there.
@@ -28,6 +30,13 @@ enum Step {
     Redrive(usize, usize),
     Moves,
     Moved(usize, bool),
+    /// So many chunks go to disk, the one that is filled too; or they do not, for it fails.
+    Spill(usize, bool, bool),
+    Refill(u32),
+    Evict,
+    /// Whether reads are left waiting.
+    Hold(bool),
+    Lose,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -53,6 +62,12 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..9usize, 0..9usize).prop_map(|(s, nth)| Step::Redrive(s, nth)),
         3 => Just(Step::Moves),
         3 => (0..9usize, any::<bool>()).prop_map(|(nth, ok)| Step::Moved(nth, ok)),
+        6 => (1..4usize, any::<bool>(), 0..4u32)
+            .prop_map(|(count, tails, fails)| Step::Spill(count, tails, fails == 0)),
+        2 => (0..3u32).prop_map(Step::Refill),
+        3 => Just(Step::Evict),
+        2 => any::<bool>().prop_map(Step::Hold),
+        1 => Just(Step::Lose),
     ]
 }
 
@@ -187,6 +202,10 @@ struct Life {
     out: Vec<(Key, u64)>,
     retry_waiting_max: u64,
     now: u64,
+    disk: TestDisk,
+    holds_reads: bool,
+    /// What nobody can read any more.
+    lost: BTreeSet<u64>,
 }
 
 impl Life {
@@ -212,6 +231,9 @@ impl Life {
             out: Vec::new(),
             retry_waiting_max,
             now: 1,
+            disk: TestDisk::new(),
+            holds_reads: false,
+            lost: BTreeSet::new(),
         };
         life.create(0, Start::Now);
         life.enter(0, 0, 0);
@@ -254,12 +276,81 @@ impl Life {
             Step::Redrive(s, nth) => self.redrive(s, nth),
             Step::Moves => self.moves(),
             Step::Moved(nth, ok) => self.moved(nth, ok),
+            Step::Spill(count, tails, fails) => self.spill(count, tails, fails),
+            Step::Refill(ahead) => _ = self.disk.refill(&mut self.queue, &mut self.memory, ahead),
+            Step::Evict => self.disk.evict(&mut self.queue),
+            Step::Hold(holds) => self.holds_reads = holds,
+            Step::Lose => self.lose(),
         }
         self.deliver();
+        self.peek();
         if self.queue.blocked().is_some() && self.queue.poll_unblocked(&self.memory) {
             self.queue.grant_window(self.producer);
         }
         self.compare();
+    }
+
+    /// Reads what somebody waits for, unless reads are held up. Whether there was anything.
+    fn read(&mut self) -> bool {
+        let reads = !self.holds_reads;
+        reads && self.disk.refill(&mut self.queue, &mut self.memory, 0)
+    }
+
+    /// Which messages make room may depend on what is on disk: only where none do.
+    fn spill(&mut self, count: usize, tails: bool, fails: bool) {
+        match (self.queue.options().on_full, fails) {
+            (OnFull::DropOldest, _) => {}
+            (_, true) => self.disk.fail_to_spill(&mut self.queue, count, tails),
+            (_, false) => _ = self.disk.spill(&mut self.queue, count, tails),
+        }
+    }
+
+    fn lose(&mut self) {
+        let (exact, now) = (self.queue.options().bytes_max > 0, self.now());
+        if exact {
+            return;
+        }
+        let lost = self.disk.lose(&mut self.queue, now, &mut self.memory);
+        self.lost.extend(lost.into_iter().flat_map(|(range, _)| range));
+    }
+
+    /// What is lost stays with those who have it, and goes when it comes back.
+    fn settle_lost(&mut self) {
+        for sub in &mut self.subs {
+            for sequence in &self.lost {
+                let stays = |held: &Held| matches!(held.state, State::InFlight(..) | State::Out(_));
+                if sub.held.get(sequence).is_some_and(|held| !stays(held)) {
+                    sub.gone(*sequence);
+                    sub.counters.lost_damaged += 1;
+                }
+            }
+        }
+    }
+
+    fn peek(&mut self) {
+        for s in 0..self.subs.len() {
+            let (sub, mut shown) = (self.subs[s].key, Vec::new());
+            let ready = self.subs[s].held.iter().filter(|(_, held)| held.state == State::Ready);
+            let ready: Vec<u64> = ready.map(|(&sequence, _)| sequence).collect();
+            while let Ok((peeked, more)) = loop {
+                let skip = shown.len() as u64;
+                let peeked = self.queue.peek(sub, skip, 1000, 1 << 20);
+                if peeked.is_ok() || !self.read() {
+                    break peeked;
+                }
+            } {
+                shown.extend(peeked.iter().map(|message| message.sequence));
+                assert!(
+                    peeked.iter().all(|message| message.body == self.bodies[&message.sequence])
+                );
+                if !more {
+                    assert_eq!(shown, ready);
+                    break;
+                }
+            }
+            assert!(ready.starts_with(&shown));
+            assert!(shown == ready || self.holds_reads);
+        }
     }
 
     fn publish(&mut self, lengths: &[usize]) {
@@ -377,6 +468,14 @@ impl Life {
     }
 
     fn deliver(&mut self) {
+        self.settle_lost();
+        self.deliver_present();
+        while self.read() {
+            self.deliver_present();
+        }
+    }
+
+    fn deliver_present(&mut self) {
         let now = self.now();
         while let Some(delivery) = self.queue.poll_delivery(now, &mut self.memory, &mut |_| true) {
             let handle = delivery.owner.handle;
@@ -560,6 +659,7 @@ impl Life {
             }
             self.queue.handle_deadline(now, &mut self.memory);
             // What was refused is due for another try, and is so until it is polled.
+            self.settle_lost();
             self.moves();
         }
         assert!(self.queue.next_deadline().is_none_or(|at| at > now.mono), "nothing is left due");
@@ -585,7 +685,15 @@ impl Life {
         let name = format!("s{nth}");
         let (asked, now) = (self.asked.clone(), self.now());
         let known = self.subs.iter().any(|sub| sub.name == name);
-        let made = self.queue.create_subscription(&name, asked, start, now, &mut self.memory);
+        let made = loop {
+            let (asked, memory) = (asked.clone(), &mut self.memory);
+            let made = self.queue.create_subscription(&name, asked, start, now, memory);
+            match made {
+                Err(CreateSubscriptionError::Absent(_)) if self.read() => {}
+                Err(CreateSubscriptionError::Absent(_)) => return,
+                made => break made,
+            }
+        };
         assert_eq!(made, Ok(!known));
         if known {
             return;
@@ -594,6 +702,7 @@ impl Life {
         if start == Start::Oldest {
             let all = self.subs.iter().flat_map(|sub| sub.held.keys());
             held.extend(all.map(|&sequence| (sequence, FRESH)));
+            held.retain(|sequence, _| !self.lost.contains(sequence));
         }
         let key = self.queue.subscription_key(&name).unwrap();
         let entered = held.len() as u64;
@@ -628,7 +737,7 @@ impl Life {
             return;
         }
         let index = s % self.subs.len();
-        let sub = &mut self.subs[index];
+        let sub = &self.subs[index];
         let ready: Vec<u64> = sub
             .held
             .iter()
@@ -636,22 +745,46 @@ impl Life {
             .map(|(&sequence, _)| sequence)
             .collect();
         let after = ready.get(nth / 2).copied().unwrap_or(0);
-        let shown = self.queue.ready_behind(sub.key, after, 3);
-        let shown: Vec<u64> = shown.iter().map(|run| run.sequence).collect();
+        let key = sub.key;
+        let Some(shown) = self.behind(key, after, 3) else { return };
         let behind: Vec<u64> = ready.iter().copied().filter(|s| *s > after).take(3).collect();
-        assert_eq!(shown, behind);
+        assert!(behind.starts_with(&shown) && shown.is_empty() == behind.is_empty());
         let Some(&sequence) = ready.get(nth) else {
             let past = self.next_sequence;
-            assert_eq!(self.queue.begin_redrive(sub.key, past, &mut self.memory), Ok(false));
+            assert_eq!(self.queue.begin_redrive(key, past, &mut self.memory), Ok(false));
             return;
         };
-        assert_eq!(self.queue.begin_redrive(sub.key, sequence, &mut self.memory), Ok(true));
-        assert_eq!(self.queue.begin_redrive(sub.key, sequence, &mut self.memory), Ok(false));
+        // Its records are looked at first, as a redrive does.
+        if self.behind(key, sequence - 1, 1).is_none() {
+            return;
+        }
+        assert_eq!(self.queue.begin_redrive(key, sequence, &mut self.memory), Ok(true));
+        assert_eq!(self.queue.begin_redrive(key, sequence, &mut self.memory), Ok(false));
+        let sub = &mut self.subs[index];
         sub.held.get_mut(&sequence).unwrap().state = State::Out(MoveReason::Redrive);
-        self.out.push((sub.key, sequence));
+        self.out.push((key, sequence));
+    }
+
+    /// Sequences of ready messages behind one; `None` where they cannot be read now.
+    fn behind(&mut self, key: Key, after: u64, count_max: usize) -> Option<Vec<u64>> {
+        loop {
+            if let Ok(runs) = self.queue.ready_behind(key, after, count_max) {
+                return Some(runs.iter().map(|run| run.sequence).collect());
+            }
+            if !self.read() {
+                return None;
+            }
+        }
     }
 
     fn moves(&mut self) {
+        self.move_present();
+        while self.read() {
+            self.move_present();
+        }
+    }
+
+    fn move_present(&mut self) {
         while let Some(out) = self.queue.poll_move(self.now()) {
             let sub = self.subs.iter_mut().find(|sub| sub.key == out.subscription).unwrap();
             let held = sub.held.get_mut(&out.sequence).expect("it is held");
@@ -695,6 +828,7 @@ impl Life {
     }
 
     fn compare(&self) {
+        TestDisk::check(&self.queue);
         let counters = self.queue.counters();
         assert_eq!(
             (counters.published, counters.dropped_newest),
@@ -728,11 +862,9 @@ impl Life {
         if self.counts_bytes(sub) {
             assert_eq!(shown.bytes(), self.bytes(sub));
         }
-        let (peeked, more) = self.queue.peek(sub.key, 0, 1000, 1 << 20).unwrap();
-        let peeked: Vec<u64> = peeked.iter().map(|message| message.sequence).collect();
+        let shown_ready = self.queue.ready_ranges(sub.key).into_iter();
         let ready = sub.held.iter().filter(|(_, held)| held.state == State::Ready);
-        assert_eq!(peeked, ready.map(|(&sequence, _)| sequence).collect::<Vec<_>>());
-        assert!(!more);
+        assert!(shown_ready.flat_map(|(first, end)| first..end).eq(ready.map(|(s, _)| *s)));
         if shown.ready() > 0 {
             let paused = sub.paused(self.retry_waiting_max);
             assert_eq!(shown.paused_reason(), paused);
@@ -742,12 +874,16 @@ impl Life {
                     && taker.credit.1 > 0
                     && (taker.unacked_max == 0 || own < taker.unacked_max)
             };
-            assert!(paused.is_some() || !sub.takers.iter().any(wants), "somebody waits for it");
+            let waits = shown.waits_for_disk();
+            assert!(!waits || self.holds_reads, "what it waits for has come");
+            let wanted = sub.takers.iter().any(wants);
+            assert!(paused.is_some() || waits || !wanted, "somebody waits for it");
         }
     }
 
     /// Everything comes out; the budget is as before.
     fn drain(mut self) {
+        self.holds_reads = false;
         for s in 0..self.subs.len() {
             self.enter(s, 100, 0);
             let taker = self.subs[s].takers.last_mut().unwrap();
@@ -761,6 +897,7 @@ impl Life {
             self.deliver();
             let takers: usize = self.subs.iter().map(|sub| sub.takers.len()).sum();
             (0..takers).for_each(|who| self.ack(who, 0, usize::MAX));
+            self.settle_lost();
             self.moves();
             while !self.out.is_empty() {
                 self.moved(0, true);

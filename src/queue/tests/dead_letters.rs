@@ -121,7 +121,7 @@ fn a_redriven_message_that_is_refused_is_ready_again_at_its_place() {
     let mut bench = Bench::new(options());
     bench.publish(&["a", "b", "c", "d"]);
     let (key, now) = (bench.subscription, bench.now);
-    let behind = bench.queue.ready_behind(key, 1, 2);
+    let behind = bench.queue.ready_behind(key, 1, 2).unwrap();
     assert_eq!(behind.iter().map(|run| run.sequence).collect::<Vec<_>>(), [2, 3]);
     for sequence in [2, 3] {
         assert_eq!(bench.queue.begin_redrive(key, sequence, &mut bench.memory), Ok(true));

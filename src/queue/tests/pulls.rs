@@ -4,7 +4,7 @@ use super::*;
 
 fn pull(correlation: u32, messages_left: u32, deadline: Mono) -> PullState {
     let (bytes_left, brought, over) = (u64::MAX, 0, false);
-    PullState { correlation, messages_left, bytes_left, deadline, brought, over }
+    PullState { correlation, messages_left, bytes_left, deadline, brought, over, late: false }
 }
 
 impl Bench {

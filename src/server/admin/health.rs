@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn it_says_what_failed_last() {
         let mut disk = DiskHealth::default();
-        (0..4).for_each(|now| drop(probe(&mut disk, now, false)));
+        (0..4).for_each(|now| assert_eq!(probe(&mut disk, now, false), now == 2));
         let why = disk.state(at(4)).unwrap_err();
         assert_eq!(why, "writing to the data directory fails: failed at 3");
     }
@@ -209,7 +209,7 @@ mod tests {
         assert!(health.readiness(at(0)).unwrap_err().starts_with("starting"));
         health.enter(Phase::Serving);
         assert_eq!(health.readiness(at(0)), Ok(()));
-        (0..3).for_each(|now| drop(probe(&mut health.disk(), now, false)));
+        (0..3).for_each(|now| assert_eq!(probe(&mut health.disk(), now, false), now == 2));
         assert!(health.readiness(at(0)).unwrap_err().contains("failed at 2"));
         health.enter(Phase::Draining);
         // A broker that was told to end while it started does not serve after all.

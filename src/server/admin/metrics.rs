@@ -1,8 +1,9 @@
-//! The metrics: closed lists of what is told of the broker, of each shard and of each queue, and the
-//! text that Prometheus and others scrape (OpenMetrics). docs/OPERATIONS.md has the same lists, and
-//! a test here that says so.
+//! The metrics: closed lists of what is told of the broker, of each shard and of each queue, and
+//! the text that Prometheus and others scrape (OpenMetrics). docs/OPERATIONS.md has the same lists,
+//! and a test here holds it to them.
 
 use crate::queue::memory::Account;
+use crate::shard::mailbox::SpillHealth;
 use crate::shard::report::{BLOCK_CODES, QueueFigures, ShardReport};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -117,10 +118,18 @@ enum ShardMetric {
     Queues,
     QueuesBlocked,
     Deleted,
+    SpillState,
+    DiskAllocated,
+    DiskUsed,
+    BadSlots,
+    SpillWritten,
+    SpillRead,
+    WriteErrors,
+    ReadErrors,
 }
 
 impl ShardMetric {
-    const ALL: [ShardMetric; 13] = [
+    const ALL: [ShardMetric; 21] = [
         ShardMetric::Ticks,
         ShardMetric::Connections,
         ShardMetric::Accepted,
@@ -134,6 +143,14 @@ impl ShardMetric {
         ShardMetric::Queues,
         ShardMetric::QueuesBlocked,
         ShardMetric::Deleted,
+        ShardMetric::SpillState,
+        ShardMetric::DiskAllocated,
+        ShardMetric::DiskUsed,
+        ShardMetric::BadSlots,
+        ShardMetric::SpillWritten,
+        ShardMetric::SpillRead,
+        ShardMetric::WriteErrors,
+        ShardMetric::ReadErrors,
     ];
 
     fn family(self) -> Family {
@@ -164,6 +181,20 @@ impl ShardMetric {
             M::Deleted => {
                 family(COUNTER, "deleted", "messages", "", "Gone with queues that were deleted")
             }
+            M::SpillState => family(GAUGE, "spill", "", "state", "1 for the state of spilling"),
+            M::DiskAllocated => {
+                family(GAUGE, "disk_allocated", "bytes", "", "Taken by the spill file")
+            }
+            M::DiskUsed => family(GAUGE, "disk_used", "bytes", "", "Of these, hold messages"),
+            M::BadSlots => family(GAUGE, "bad_slots", "", "", "Of the spill file, failed to write"),
+            M::SpillWritten => family(COUNTER, "spill_written", "bytes", "", "Written to disk"),
+            M::SpillRead => family(COUNTER, "spill_read", "bytes", "", "Read back from disk"),
+            M::WriteErrors => {
+                family(COUNTER, "spill_write_errors", "", "", "Writes that failed; tried elsewhere")
+            }
+            M::ReadErrors => {
+                family(COUNTER, "spill_read_errors", "", "", "Reads that failed; tried again")
+            }
         }
     }
 
@@ -190,6 +221,16 @@ impl ShardMetric {
                 reasons.try_for_each(|(code, count)| emit(code.name(), count))
             }
             M::Deleted => emit("", figures.deleted_messages),
+            M::SpillState => SpillHealth::ALL
+                .iter()
+                .try_for_each(|(state, name)| emit(name, u64::from(*state == figures.spill))),
+            M::DiskAllocated => emit("", figures.disk_allocated_bytes),
+            M::DiskUsed => emit("", figures.disk_used_bytes),
+            M::BadSlots => emit("", figures.disk_bad_slots),
+            M::SpillWritten => emit("", figures.disk_written_bytes),
+            M::SpillRead => emit("", figures.disk_read_bytes),
+            M::WriteErrors => emit("", figures.disk_write_errors),
+            M::ReadErrors => emit("", figures.disk_read_errors),
         }
     }
 }
@@ -203,6 +244,9 @@ enum QueueMetric {
     DeadLettering,
     Held,
     Memory,
+    SpilledMessages,
+    Spilled,
+    Refilling,
     Producers,
     Consumers,
     Subscriptions,
@@ -224,13 +268,16 @@ enum QueueMetric {
 }
 
 impl QueueMetric {
-    const ALL: [QueueMetric; 24] = [
+    const ALL: [QueueMetric; 27] = [
         QueueMetric::Ready,
         QueueMetric::InFlight,
         QueueMetric::Delayed,
         QueueMetric::DeadLettering,
         QueueMetric::Held,
         QueueMetric::Memory,
+        QueueMetric::SpilledMessages,
+        QueueMetric::Spilled,
+        QueueMetric::Refilling,
         QueueMetric::Producers,
         QueueMetric::Consumers,
         QueueMetric::Subscriptions,
@@ -251,34 +298,41 @@ impl QueueMetric {
         QueueMetric::Redriven,
     ];
 
-    #[rustfmt::skip] // a table
     fn family(self) -> Family {
         use QueueMetric as M;
+        let held = |name, help| family(GAUGE, name, "messages", "", help);
+        let counted = |name, help| family(COUNTER, name, "messages", "", help);
+        let count = |name, help| family(GAUGE, name, "", "", help);
         match self {
-            M::Ready => family(GAUGE, "ready", "messages", "", "Wait for a consumer"),
-            M::InFlight => family(GAUGE, "in_flight", "messages", "", "With consumers, not acked"),
-            M::Delayed => family(GAUGE, "delayed", "messages", "", "Wait for their time"),
-            M::DeadLettering => family(GAUGE, "dead_lettering", "messages", "", "Dead letters that are not moved yet"),
+            M::Ready => held("ready", "Wait for a consumer"),
+            M::InFlight => held("in_flight", "With consumers, not acked"),
+            M::Delayed => held("delayed", "Wait for their time"),
+            M::DeadLettering => held("dead_lettering", "Dead letters that are not moved yet"),
             M::Held => family(GAUGE, "held", "bytes", "", "Of messages that are held"),
             M::Memory => family(GAUGE, "memory", "bytes", "", "Of memory for messages"),
-            M::Producers => family(GAUGE, "producers", "", "", "Open producer handles"),
-            M::Consumers => family(GAUGE, "consumers", "", "", "Open consumer handles"),
-            M::Subscriptions => family(GAUGE, "subscriptions", "", "", "Subscriptions"),
-            M::Blocked => family(GAUGE, "blocked", "", "", "Queues that take nothing: 0 or 1 for one queue"),
-            M::Published => family(COUNTER, "published", "messages", "", "Accepted"),
+            M::SpilledMessages => held("spilled", "On disk and not in memory"),
+            M::Spilled => family(GAUGE, "spilled", "bytes", "", "On disk and not in memory"),
+            M::Refilling => count("refilling_chunks", "Chunks that are being read back"),
+            M::Producers => count("producers", "Open producer handles"),
+            M::Consumers => count("consumers", "Open consumer handles"),
+            M::Subscriptions => count("subscriptions", "Subscriptions"),
+            M::Blocked => count("blocked", "Queues that take nothing: 0 or 1 for one queue"),
+            M::Published => counted("published", "Accepted"),
             M::PublishedBytes => family(COUNTER, "published", "bytes", "", "Accepted"),
-            M::Duplicates => family(COUNTER, "duplicate", "messages", "", "Sent again and recognised"),
-            M::RefusedMessages => family(COUNTER, "refused", "messages", "", "Answered with an error"),
-            M::Delivered => family(COUNTER, "delivered", "messages", "", "Sent to consumers, each time counted"),
+            M::Duplicates => counted("duplicate", "Sent again and recognised"),
+            M::RefusedMessages => counted("refused", "Answered with an error"),
+            M::Delivered => counted("delivered", "Sent to consumers, each time counted"),
             M::DeliveredBytes => family(COUNTER, "delivered", "bytes", "", "Sent to consumers"),
-            M::Redelivered => family(COUNTER, "redelivered", "messages", "", "Of the delivered, not for the first time"),
-            M::Acked => family(COUNTER, "acked", "messages", "", "Done"),
-            M::Returned => family(COUNTER, "returned", "messages", "", "Given back untried"),
-            M::Failed => family(COUNTER, "failed", "messages", "", "Nacked, or their lease ended"),
-            M::DeadLettered => family(COUNTER, "dead_lettered", "messages", "", "Moved to a dead-letter queue"),
-            M::Dropped => family(COUNTER, "dropped", "messages", "reason", "Gone without being done, and why"),
-            M::MovedIn => family(COUNTER, "moved_in", "messages", "", "Of the published: dead letters and redriven"),
-            M::Redriven => family(COUNTER, "redriven", "messages", "", "Moved back out of a dead-letter queue"),
+            M::Redelivered => counted("redelivered", "Of the delivered, not for the first time"),
+            M::Acked => counted("acked", "Done"),
+            M::Returned => counted("returned", "Given back untried"),
+            M::Failed => counted("failed", "Nacked, or their lease ended"),
+            M::DeadLettered => counted("dead_lettered", "Moved to a dead-letter queue"),
+            M::Dropped => {
+                family(COUNTER, "dropped", "messages", "reason", "Gone without being done, and why")
+            }
+            M::MovedIn => counted("moved_in", "Of the published: dead letters and redriven"),
+            M::Redriven => counted("redriven", "Moved back out of a dead-letter queue"),
         }
     }
 
@@ -292,6 +346,9 @@ impl QueueMetric {
             M::DeadLettering => figures.dead_lettering,
             M::Held => figures.bytes,
             M::Memory => figures.memory_bytes,
+            M::SpilledMessages => figures.spilled_messages,
+            M::Spilled => figures.spilled_bytes,
+            M::Refilling => figures.refilling,
             M::Producers => figures.producers,
             M::Consumers => figures.consumers,
             M::Subscriptions => figures.subscriptions,

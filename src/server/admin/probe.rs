@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(probe(place.path(), &mailboxes), Ok(()));
         mailboxes[1].note_spill(SpillHealth::Failing);
         assert!(probe(place.path(), &mailboxes).unwrap_err().starts_with("shard 1 "));
-        mailboxes[1].note_spill(SpillHealth::Fine);
+        mailboxes[1].note_spill(SpillHealth::Ready);
         assert_eq!(probe(place.path(), &mailboxes), Ok(()));
         assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1);
     }

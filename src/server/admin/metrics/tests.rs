@@ -91,6 +91,61 @@ fn the_queues_add_up_to_their_shards() {
     assert_eq!(sum(&samples, "forebay_shard_published_messages_total"), 72);
 }
 
+/// Every figure another number: a metric that shows a neighbour's shows one twice.
+#[test]
+fn no_two_metrics_show_the_same_figure() {
+    let mut next = 0;
+    let mut another = || {
+        next += 1;
+        next
+    };
+    let counters = Counters {
+        published: another(),
+        published_bytes: another(),
+        duplicates: another(),
+        refused: another(),
+        delivered: another(),
+        delivered_bytes: another(),
+        redelivered: another(),
+        acked: another(),
+        returned: another(),
+        failed: another(),
+        dead_lettered: another(),
+        expired: another(),
+        dropped_oldest: another(),
+        dropped_newest: another(),
+        purged: another(),
+        lost_damaged: another(),
+        moved_in: another(),
+        redriven: another(),
+    };
+    let figures = QueueFigures {
+        ready: another(),
+        in_flight: another(),
+        delayed: another(),
+        dead_lettering: another(),
+        bytes: another(),
+        memory_bytes: another(),
+        spilled_messages: another(),
+        spilled_bytes: another(),
+        refilling: another(),
+        producers: another(),
+        consumers: another(),
+        subscriptions: another(),
+        blocked: another(),
+        counters,
+    };
+    let mut seen = BTreeSet::new();
+    for metric in QueueMetric::ALL {
+        let mut note = |_: &str, value| {
+            assert!(seen.insert(value), "{metric:?} shows what another one shows");
+            Ok(())
+        };
+        metric.values(&figures, &mut note).unwrap();
+    }
+    assert_eq!(seen, (1..=next).collect(), "all are shown");
+}
+
 #[test]
 fn without_what_the_system_does_not_say_the_rest_is_told() {
     let samples = parse(&Scrape::new(BrokerFigures::default(), vec![None]).to_text());

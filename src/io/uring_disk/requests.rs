@@ -1,0 +1,244 @@
+//! The requests of a ring without the ring: which are to be started, and what an answer of the
+//! system means for one.
+
+use crate::io::disk_file::allocated_as_written;
+use crate::io::disk_table::{DiskTable, Step, Work};
+use crate::io::{DiskCompletion, DiskRequest, FileId};
+use crate::limits::DISK_RETRIES_MAX;
+use std::collections::VecDeque;
+use std::io::Error;
+
+/// A request by its entry in the table.
+struct Running {
+    file: FileId,
+    /// The file was opened with O_DIRECT.
+    direct: bool,
+    work: Work,
+    /// Answers in a row that brought nothing and blamed nobody.
+    retries: u32,
+}
+
+/// Requests of a disk. Each is waiting to be started, or started, until it ends; what it points to
+/// stays in place for as long (see [`DiskTable`]).
+pub(super) struct Requests {
+    table: DiskTable,
+    running: Vec<Option<Running>>,
+    waiting: VecDeque<usize>,
+    started: usize,
+}
+
+impl Requests {
+    /// Room for `depth` requests.
+    pub(super) fn new(depth: usize) -> Requests {
+        Requests {
+            table: DiskTable::new(depth),
+            running: (0..depth).map(|_| None).collect(),
+            waiting: VecDeque::with_capacity(depth),
+            started: 0,
+        }
+    }
+
+    /// Enters a request; `is_direct` says how a file was opened.
+    pub(super) fn submit(
+        &mut self,
+        request: DiskRequest,
+        is_direct: impl Fn(FileId) -> bool,
+    ) -> Result<(), DiskRequest> {
+        let (entry, file, work) = self.table.begin(request)?;
+        self.running[entry] = Some(Running { file, direct: is_direct(file), work, retries: 0 });
+        self.waiting.push_back(entry);
+        Ok(())
+    }
+
+    /// The next request to start: it counts as started now.
+    pub(super) fn start(&mut self) -> Option<(usize, FileId, &Work)> {
+        let entry = self.waiting.pop_front()?;
+        self.started += 1;
+        let running = self.running[entry].as_ref().expect("what waits has not ended");
+        Some((entry, running.file, &running.work))
+    }
+
+    /// Requests that were started and not answered yet.
+    pub(super) fn started(&self) -> usize {
+        self.started
+    }
+
+    /// The system's answer to a started request: bytes, or the number of an error below zero. It
+    /// may be its end; if not, the rest waits to be started.
+    pub(super) fn handle_answer(&mut self, entry: usize, answer: i32) -> Option<DiskCompletion> {
+        self.started -= 1;
+        let running = self.running[entry].as_mut().expect("what was started has not ended");
+        match running.step(answer) {
+            Step::More => {
+                self.waiting.push_back(entry);
+                None
+            }
+            Step::Ended(result) => {
+                self.running[entry] = None;
+                Some(self.table.end(entry, result))
+            }
+        }
+    }
+}
+
+impl Running {
+    fn step(&mut self, answer: i32) -> Step {
+        let Ok(bytes) = usize::try_from(answer) else { return self.failed(-answer) };
+        self.retries = 0;
+        match &mut self.work {
+            Work::Write(transfer) => transfer.handle_written(bytes, self.direct),
+            Work::Read(transfer) => transfer.handle_read(bytes, self.direct),
+            Work::Sync | Work::Allocate(_) | Work::Release(_) => Step::Ended(Ok(0)),
+        }
+    }
+
+    fn failed(&mut self, errno: i32) -> Step {
+        // The system had no memory for it, or was interrupted, or gave it up: nothing was tried.
+        let untried = matches!(errno, libc::EAGAIN | libc::EINTR | libc::ECANCELED);
+        if untried && self.retries < DISK_RETRIES_MAX {
+            self.retries += 1;
+            return Step::More;
+        }
+        let error = Error::from_raw_os_error(errno).kind();
+        match self.work {
+            Work::Allocate(_) => Step::Ended(allocated_as_written(error)),
+            _ => Step::Ended(Err(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::chunk_pool::{ChunkPool, HeapSlabs, PoolShape};
+    use std::io::ErrorKind;
+    use std::rc::Rc;
+
+    const FILE: FileId = FileId(0);
+    const BLOCK: usize = 4096;
+
+    fn pool() -> ChunkPool {
+        let shape = PoolShape { slab_bytes: 65536, class_bytes: vec![16384], header_bytes: 64 };
+        let pool = ChunkPool::new(shape, Rc::new(HeapSlabs));
+        assert!(pool.grow(0));
+        pool
+    }
+
+    /// A write of two images of 16 KiB.
+    fn write(pool: &ChunkPool, tag: u64) -> DiskRequest {
+        let sealed = |_| {
+            let mut writer = pool.take(0).unwrap();
+            writer.append(&[&vec![7; writer.room_bytes()]]);
+            writer.seal(&[7; 64], BLOCK)
+        };
+        DiskRequest::Write { tag, file: FILE, offset: 0, chunks: (0..2).map(sealed).collect() }
+    }
+
+    fn read(pool: &ChunkPool, tag: u64) -> DiskRequest {
+        let into = pool.take(0).unwrap();
+        DiskRequest::Read { tag, file: FILE, offset: 0, bytes: 16384, into }
+    }
+
+    fn submit(requests: &mut Requests, request: DiskRequest) {
+        assert!(requests.submit(request, |_| true).is_ok());
+    }
+
+    /// Where the next request to start begins, and how many bytes it has left.
+    fn start(requests: &mut Requests) -> (usize, u64, usize) {
+        match requests.start() {
+            Some((entry, FILE, Work::Write(transfer) | Work::Read(transfer))) => {
+                let left = transfer.parts().iter().map(|part| part.iov_len).sum();
+                (entry, transfer.offset(), left)
+            }
+            _ => panic!("a transfer waits"),
+        }
+    }
+
+    #[test]
+    fn a_short_write_is_started_again_with_its_rest() {
+        let (pool, mut requests) = (pool(), Requests::new(4));
+        submit(&mut requests, write(&pool, 5));
+        let (entry, offset, left) = start(&mut requests);
+        assert_eq!((offset, left, requests.started()), (0, 32768, 1));
+        assert!(requests.handle_answer(entry, 20480 + 512).is_none());
+        assert_eq!(requests.started(), 0);
+        assert_eq!(start(&mut requests), (entry, 20480, 12288));
+        match requests.handle_answer(entry, 12288) {
+            Some(DiskCompletion::Written { tag: 5, result: Ok(()) }) => {}
+            _ => panic!("it is whole"),
+        }
+        assert!(requests.start().is_none());
+    }
+
+    #[test]
+    fn a_short_read_goes_on_to_the_end_of_the_file() {
+        let (pool, mut requests) = (pool(), Requests::new(4));
+        submit(&mut requests, read(&pool, 6));
+        let (entry, ..) = start(&mut requests);
+        assert!(requests.handle_answer(entry, 8192).is_none());
+        assert_eq!(start(&mut requests), (entry, 8192, 8192));
+        match requests.handle_answer(entry, 0) {
+            Some(DiskCompletion::Read { tag: 6, result: Ok(8192), into }) => {
+                assert_eq!(into.loaded_image().len(), 8192);
+            }
+            _ => panic!("the file ends there"),
+        }
+    }
+
+    #[test]
+    fn what_was_not_tried_is_tried_again_but_not_for_ever() {
+        for errno in [libc::EAGAIN, libc::EINTR, libc::ECANCELED] {
+            let (pool, mut requests) = (pool(), Requests::new(1));
+            submit(&mut requests, write(&pool, 1));
+            for _ in 0..DISK_RETRIES_MAX {
+                let (entry, offset, left) = start(&mut requests);
+                assert_eq!((offset, left), (0, 32768));
+                assert!(requests.handle_answer(entry, -errno).is_none());
+            }
+            let (entry, ..) = start(&mut requests);
+            match requests.handle_answer(entry, -errno) {
+                Some(DiskCompletion::Written { tag: 1, result: Err(_) }) => {}
+                _ => panic!("it is given up"),
+            }
+            submit(&mut requests, write(&pool, 2));
+        }
+    }
+
+    #[test]
+    fn answers_come_in_any_order_and_errors_by_their_kind() {
+        let (pool, mut requests) = (pool(), Requests::new(4));
+        submit(&mut requests, write(&pool, 1));
+        submit(&mut requests, read(&pool, 2));
+        submit(&mut requests, DiskRequest::Sync { tag: 3, file: FILE });
+        let extent = |tag| DiskRequest::Allocate { tag, file: FILE, offset: 0, bytes: 4096 };
+        submit(&mut requests, extent(4));
+        assert!(requests.submit(extent(5), |_| true).is_err());
+        let mut entries = Vec::new();
+        while let Some((entry, ..)) = requests.start() {
+            entries.push(entry);
+        }
+        match requests.handle_answer(entries[3], -libc::EOPNOTSUPP) {
+            Some(DiskCompletion::Allocated { tag: 4, result: Ok(()) }) => {}
+            _ => panic!("writes find their blocks by themselves then"),
+        }
+        match requests.handle_answer(entries[1], -libc::EIO) {
+            Some(DiskCompletion::Read { tag: 2, result: Err(_), .. }) => {}
+            _ => panic!("the read failed"),
+        }
+        match requests.handle_answer(entries[0], -libc::ENOSPC) {
+            Some(DiskCompletion::Written { tag: 1, result: Err(ErrorKind::StorageFull) }) => {}
+            _ => panic!("the device is full"),
+        }
+        match requests.handle_answer(entries[2], 0) {
+            Some(DiskCompletion::Synced { tag: 3, result: Ok(()) }) => {}
+            _ => panic!("it was synced"),
+        }
+        assert_eq!(requests.started(), 0);
+        submit(&mut requests, extent(6));
+        let (entry, ..) = requests.start().unwrap();
+        match requests.handle_answer(entry, -libc::ENOSPC) {
+            Some(DiskCompletion::Allocated { tag: 6, result: Err(ErrorKind::StorageFull) }) => {}
+            _ => panic!("no blocks are left"),
+        }
+    }
+}
