@@ -299,9 +299,15 @@ impl<W: World> Shard<W> {
         self.core.budget()
     }
 
-    /// Whether it can spill, what its file holds, and the peeks that wait for it, for the checkers.
-    pub fn spilling(&self) -> (SpillState, SpillStats, usize) {
-        (self.core.spill.state(), self.core.spill.stats(), self.core.waiting.peek_count())
+    /// Whether it can spill, and what its file holds, for the checkers.
+    pub fn spilling(&self) -> (SpillState, SpillStats) {
+        (self.core.spill.state(), self.core.spill.stats())
+    }
+
+    /// Bytes charged for what is known of the file, and the peeks that wait for it, for the
+    /// checkers.
+    pub fn spill_costs(&self) -> (u64, usize) {
+        (self.core.spill.charged_bytes() as u64, self.core.waiting.peek_count())
     }
 
     fn next_wait(&self) -> Option<Duration> {

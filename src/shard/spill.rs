@@ -146,6 +146,11 @@ impl Spill {
         self.open.as_mut().map(|open| &mut open.store)
     }
 
+    /// Memory charged for what is known of the file.
+    pub fn charged_bytes(&self) -> usize {
+        self.charged_bytes
+    }
+
     /// By what the file grows and shrinks.
     pub fn extent_bytes(&self) -> u64 {
         self.open.as_ref().map_or(0, |open| open.extent_bytes)

@@ -101,9 +101,15 @@ impl<W: SimulatedWorld> Cluster<W> {
         members.flat_map(|(nth, member)| member.shard.queues().map(move |(_, queue)| (nth, queue)))
     }
 
-    /// Of each shard whether it can spill, what its file holds, and the peeks that wait for it.
-    pub fn spills(&self) -> impl Iterator<Item = (SpillState, SpillStats, usize)> {
+    /// Of each shard whether it can spill, and what its file holds.
+    pub fn spills(&self) -> impl Iterator<Item = (SpillState, SpillStats)> {
         self.members.iter().map(|member| member.shard.spilling())
+    }
+
+    /// Of all shards the bytes charged for what is known of spill files, and the peeks that wait.
+    pub fn spill_costs(&self) -> (u64, usize) {
+        let costs = self.members.iter().map(|member| member.shard.spill_costs());
+        costs.fold((0, 0), |sum, cost| (sum.0 + cost.0, sum.1 + cost.1))
     }
 
     /// How often a shard has run.

@@ -340,11 +340,13 @@ impl<W: SimulatedWorld> Run<W> {
             let passed_ms = self.universe.mono().ms_since(begun);
             let shards = u64::from(self.stage.plan.config.shards);
             let slabs_max = 2 * shards * self.stage.plan.config.pool.slab_bytes as u64;
-            let left = [Account::Queues, Account::Handles, Account::InFlight]
+            let left = [Account::Handles, Account::InFlight, Account::Queues]
                 .map(|account| self.cluster.used_by(account));
             let on_disk = !self.watch.is_empty(&self.stage.plan);
             let chunks = self.cluster.used_by(Account::Chunks);
-            if left == [0; 3] && chunks <= slabs_max && !on_disk {
+            // What is known of a file stays as long as the file.
+            let file = [0, 0, self.cluster.spill_costs().0];
+            if left == file && chunks <= slabs_max && !on_disk {
                 return Ok(());
             }
             if passed_ms > 60_000 {

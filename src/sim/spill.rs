@@ -66,13 +66,13 @@ impl Watch {
         let before = std::mem::take(&mut self.shards);
         let device = universe.device.borrow();
         let mut allocated = 0;
-        for (nth, (state, stats, peeks)) in cluster.spills().enumerate() {
+        if cluster.spill_costs().1 > 0 {
+            universe.cover(Cover::PeekWaited);
+        }
+        for (nth, (state, stats)) in cluster.spills().enumerate() {
             let now = Seen { state, stats };
             let was = before.get(nth).copied();
             note_changes(was, now, universe);
-            if peeks > 0 {
-                universe.cover(Cover::PeekWaited);
-            }
             check_file(nth, &stats, spill, recounts.then_some(&*device))?;
             allocated += stats.allocated_bytes;
             self.shards.push(now);
