@@ -84,7 +84,7 @@ impl Queue {
         if !self.log.handle_spilled(chunk, place) {
             return Eviction::Gone;
         }
-        self.evict(chunk, 0)
+        self.evict(chunk, 1)
     }
 
     /// A chunk could not be written: it is dirty as before.
@@ -175,7 +175,8 @@ impl Queue {
         count
     }
 
-    /// A clean chunk may leave memory, if nobody needs it before `near` other chunks.
+    /// A clean chunk may leave memory, unless somebody waits for it, or it is one of the next `near`
+    /// chunks of a cursor that goes on, the one where it stands included.
     pub fn evict(&mut self, chunk: u64, near: u32) -> Eviction {
         if !self.is_clean(chunk) {
             return Eviction::Gone;
@@ -189,17 +190,7 @@ impl Queue {
     /// As [`Queue::evict`], of a chunk that somebody will need but nobody waits for: one that another
     /// waits for goes first where there is no room for both.
     pub fn evict_unless_waited(&mut self, chunk: u64) -> Eviction {
-        if !self.is_clean(chunk) {
-            return Eviction::Gone;
-        }
-        let spilled = &self.log.spilled;
-        let waited = spilled.wants.contains(&chunk)
-            || spilled.pinned.is_some_and(|(first, end)| (first..end).contains(&chunk))
-            || self.each().any(|subscription| subscription.waits_for(chunk));
-        match waited {
-            true => Eviction::Needed,
-            false => Eviction::Evicted(self.log.evict(chunk)),
-        }
+        self.evict(chunk, 0)
     }
 
     /// Messages in chunks that are absent.
@@ -255,10 +246,11 @@ impl Subscription {
         self.ready > 0 && self.consumer_count() > 0
     }
 
-    /// Whether it will need a chunk before `near` others; its cursor stands in chunk `at`.
+    /// Whether it comes to a chunk within `near` chunks; its cursor stands in chunk `at`.
     fn comes_to(&self, chunk: u64, at: u64, near: u32) -> bool {
-        let ahead = at..=at + u64::from(near);
-        self.reads_ahead()
+        let ahead = at..at + u64::from(near);
+        near > 0
+            && self.reads_ahead()
             && (ahead.contains(&chunk) || self.due.first_ready_chunk() == Some(chunk))
     }
 

@@ -86,11 +86,6 @@ impl TestDisk {
         true
     }
 
-    /// All that somebody waits for is read.
-    pub fn refill_all(&mut self, queue: &mut Queue, memory: &mut Memory) {
-        while self.refill(queue, memory, 0) {}
-    }
-
     /// The next chunk that is wanted cannot be read. Returns its messages.
     pub fn lose(
         &mut self,
@@ -132,7 +127,7 @@ impl TestDisk {
     }
 
     /// What can leave memory at once does.
-    pub fn evict(&mut self, queue: &mut Queue) {
-        self.clean.retain(|&chunk| queue.evict(chunk, 0) == Eviction::Needed);
+    pub fn evict(&mut self, queue: &mut Queue, near: u32) {
+        self.clean.retain(|&chunk| queue.evict(chunk, near) == Eviction::Needed);
     }
 }

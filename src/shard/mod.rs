@@ -428,10 +428,9 @@ impl<W: World> Shard<W> {
 
     /// What goes to disk and what comes back is planned and handed to the system, all at once.
     fn spill(&mut self) {
-        self.core.plan_spill();
-        self.core.plan_refill();
         let disk = &mut self.disk;
-        while let Some(request) = self.core.poll_disk_request(|| disk.free_bytes()) {
+        self.core.plan_disk(|| disk.free_bytes());
+        while let Some(request) = self.core.poll_disk_request() {
             if let Err(request) = disk.submit(request) {
                 self.core.return_disk_request(request);
                 break;

@@ -12,8 +12,12 @@ use crate::limits::{
 };
 use crate::shard::core::{Core, QueueSlot};
 use crate::shard::spill::{Evict, Owner};
+use crate::shard::timers::Timer;
 use crate::storage::spill::Refilled;
 use std::ops::Range;
+
+/// A read that finds no memory is tried again after so long.
+const PUT_OFF_MS: u64 = 2;
 
 impl QueueSlot {
     /// A cursor had to wait for the disk.
@@ -44,7 +48,7 @@ impl Core {
 
     /// Once per tick: plans reads, a chunk for each queue in turn, as far as the depth of the
     /// store and memory go.
-    pub fn plan_refill(&mut self) {
+    pub(super) fn plan_refill(&mut self) {
         for _ in 0..VICTIMS_PER_TICK_MAX {
             if !self.spill.store().is_some_and(|store| store.can_read()) {
                 return;
@@ -72,6 +76,8 @@ impl Core {
                 slot.queue.handle_refill_put_off(refill.chunk);
             }
             self.spill.refills.push_front(key);
+            // What is being sent or acked makes room, and does not say so.
+            self.deadlines.arm(self.now.mono.plus_ms(PUT_OFF_MS), Timer::Waiting);
             return false;
         };
         let bytes = into.capacity_bytes() as u32;

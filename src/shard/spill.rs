@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The order of queues is kept as they grow, by powers of two, and looked at only here: queues are
-//! never scanned. Nothing here does I/O: [`Core::poll_disk_request`] says what is to be done, and
-//! [`Core::handle_disk`] takes how it ended.
+//! never scanned. Nothing here does I/O: after [`Core::plan_disk`] [`Core::poll_disk_request`] says
+//! what is to be done, and [`Core::handle_disk`] takes how it ended.
 
 use crate::base::chunk_pool::SealedChunk;
 use crate::base::slot_map::Key;
@@ -256,7 +256,7 @@ impl Core {
 
     /// Bytes that should still leave memory.
     fn excess(&self) -> u64 {
-        let own = self.memory.budget.used_by(Account::Chunks);
+        let own = self.memory.budget.used_bytes();
         let own = own.saturating_sub(self.memory.free_chunk_bytes() as u64);
         let staying = |used: u64| used.saturating_sub(self.spill.leaving_bytes);
         let over = staying(self.messages_used()).saturating_sub(self.spill.low_bytes);
@@ -266,7 +266,7 @@ impl Core {
 
     /// Once per tick, when it is known what the tick's deliveries left: takes out of memory what
     /// is too much.
-    pub fn plan_spill(&mut self) {
+    fn plan_spill(&mut self) {
         if self.spill.open.is_none() {
             return;
         }
@@ -284,12 +284,32 @@ impl Core {
             self.evict_clean();
             self.gather_victims();
         }
-        // A slot that is not full is written only where nothing else makes room meanwhile.
-        let idle = self.spill.stats().writes_under_way == 0;
-        if idle && !self.spill.gathered.is_empty() {
+        self.settle_gathered(used);
+        self.note_overflow();
+    }
+
+    /// What is gathered is not enough for a slot: it is written only where nothing else makes room
+    /// meanwhile, and goes back where it need not go any more.
+    fn settle_gathered(&mut self, used: u64) {
+        if self.spill.gathered.is_empty() {
+            return;
+        }
+        if !self.spill.spilling {
+            self.spill.gathered_bytes = 0;
+            for (owner, _) in std::mem::take(&mut self.spill.gathered) {
+                self.keep(owner);
+            }
+        } else if used > self.spill.high_bytes && self.spill.stats().writes_under_way == 0 {
             self.write_gathered();
         }
-        self.note_overflow();
+    }
+
+    /// A chunk that was to be written stays in memory.
+    fn keep(&mut self, owner: Owner) {
+        self.spill.leaving_bytes -= u64::from(owner.bytes);
+        let Some(slot) = self.queues.at_mut(owner.queue) else { return };
+        slot.queue.handle_spill_failed(owner.chunk);
+        self.spill.note(owner.queue, slot, true);
     }
 
     /// Drops chunks that are on disk as well, those first that came first.
@@ -434,47 +454,49 @@ impl Core {
                     let shard = self.config.shard;
                     tracing::warn!(shard, slot, %kind, "a spill write failed; it goes elsewhere");
                 }
-                for owner in owners {
-                    self.spill.leaving_bytes -= u64::from(owner.bytes);
-                    let Some(slot) = self.queues.at_mut(owner.queue) else { continue };
-                    slot.queue.handle_spill_failed(owner.chunk);
-                    self.spill.note(owner.queue, slot, true);
-                }
+                owners.into_iter().for_each(|owner| self.keep(owner));
             }
         }
     }
 
-    /// What is to be done on disk next, in this order. `free_bytes` asks the file system what is
-    /// left.
-    pub fn poll_disk_request(
-        &mut self,
-        free_bytes: impl FnOnce() -> Option<u64>,
-    ) -> Option<DiskRequest> {
-        if let Some(request) = self.spill.requests.pop_front() {
-            return Some(request);
-        }
+    /// Plans what goes to disk and what comes back, once per tick. `free_bytes` asks the file system
+    /// what is left.
+    pub fn plan_disk(&mut self, free_bytes: impl Fn() -> Option<u64>) {
+        // First, for a store that was full or failed may be tried again now.
+        self.ask_store(&free_bytes);
+        self.plan_spill();
+        self.plan_refill();
+        self.ask_store(&free_bytes);
+    }
+
+    /// What is to be done on disk next, in this order.
+    pub fn poll_disk_request(&mut self) -> Option<DiskRequest> {
+        self.spill.requests.pop_front()
+    }
+
+    /// Asks the store what it needs of the file system, if it may need something.
+    fn ask_store(&mut self, free_bytes: impl Fn() -> Option<u64>) {
         let now = self.now.mono;
         let due = self.spill.next_deadline().is_some_and(|at| at <= now);
         if !self.spill.look && !due {
-            return None;
+            return;
         }
-        let open = self.spill.open.as_mut()?;
-        let file = open.file;
-        let free_bytes = free_bytes();
-        self.spill.free_bytes = free_bytes.unwrap_or(0);
-        let request = open.store.poll_request(now, free_bytes);
-        if request.is_none() {
-            self.spill.look = false;
-            self.charge_store();
+        let spill = &mut self.spill;
+        let Some(Open { file, store, .. }) = &mut spill.open else { return };
+        let (file, free_bytes) = (*file, free_bytes());
+        spill.look = false;
+        spill.free_bytes = free_bytes.unwrap_or(0);
+        while let Some(request) = store.poll_request(now, free_bytes) {
+            spill.requests.push_back(match request {
+                StoreRequest::Allocate { tag, offset, bytes } => {
+                    DiskRequest::Allocate { tag, file, offset, bytes }
+                }
+                StoreRequest::Release { tag, offset, bytes } => {
+                    DiskRequest::Release { tag, file, offset, bytes }
+                }
+            });
         }
-        request.map(|request| match request {
-            StoreRequest::Allocate { tag, offset, bytes } => {
-                DiskRequest::Allocate { tag, file, offset, bytes }
-            }
-            StoreRequest::Release { tag, offset, bytes } => {
-                DiskRequest::Release { tag, file, offset, bytes }
-            }
-        })
+        self.charge_store();
     }
 
     /// The backend has as many under way as it takes: the request is the next again.

@@ -33,7 +33,7 @@ enum Step {
     /// So many chunks go to disk, the one that is filled too; or they do not, for it fails.
     Spill(usize, bool, bool),
     Refill(u32),
-    Evict,
+    Evict(u32),
     /// Whether reads are left waiting.
     Hold(bool),
     Lose,
@@ -65,7 +65,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (1..4usize, any::<bool>(), 0..4u32)
             .prop_map(|(count, tails, fails)| Step::Spill(count, tails, fails == 0)),
         2 => (0..3u32).prop_map(Step::Refill),
-        3 => Just(Step::Evict),
+        3 => (0..3u32).prop_map(Step::Evict),
         2 => any::<bool>().prop_map(Step::Hold),
         1 => Just(Step::Lose),
     ]
@@ -278,7 +278,7 @@ impl Life {
             Step::Moved(nth, ok) => self.moved(nth, ok),
             Step::Spill(count, tails, fails) => self.spill(count, tails, fails),
             Step::Refill(ahead) => _ = self.disk.refill(&mut self.queue, &mut self.memory, ahead),
-            Step::Evict => self.disk.evict(&mut self.queue),
+            Step::Evict(near) => self.disk.evict(&mut self.queue, near),
             Step::Hold(holds) => self.holds_reads = holds,
             Step::Lose => self.lose(),
         }

@@ -18,6 +18,11 @@ fn spilled(messages: usize, options: QueueOptions) -> (Bench, TestDisk) {
     (bench, TestDisk::new())
 }
 
+/// Options of a queue that takes large messages.
+fn roomy() -> QueueOptions {
+    QueueOptions { message_bytes_max: 1 << 24, ..options() }
+}
+
 fn body(nth: usize) -> String {
     format!("{nth:01000}")
 }
@@ -29,7 +34,7 @@ fn bodies(range: std::ops::Range<usize>) -> Vec<String> {
 impl Bench {
     fn spill_all(&mut self, disk: &mut TestDisk) {
         disk.spill(&mut self.queue, usize::MAX, true);
-        disk.evict(&mut self.queue);
+        disk.evict(&mut self.queue, 0);
         TestDisk::check(&self.queue);
     }
 
@@ -43,10 +48,13 @@ impl Bench {
     /// All that comes out, however often a chunk must be read for it.
     fn all_bodies(&mut self, disk: &mut TestDisk) -> Vec<String> {
         let mut all = self.bodies();
-        while self.read(disk) {
+        for _ in 0..1000 {
+            if !self.read(disk) {
+                return all;
+            }
             all.extend(self.bodies());
         }
-        all
+        panic!("it is read again and again");
     }
 
     fn large(&mut self, fragments: usize) {
@@ -113,7 +121,7 @@ fn the_newest_chunk_goes_first_and_what_a_cursor_needs_stays() {
     assert_eq!((bench.queue.spillable_bytes(), bench.queue.tail_bytes()), (0, tail));
     // The first chunk, where the cursor stands, is on disk and in memory.
     assert_eq!(disk.clean, [0]);
-    assert_eq!(bench.queue.evict(0, 0), Eviction::Needed);
+    assert_eq!(bench.queue.evict(0, 1), Eviction::Needed);
     assert!(bench.queue.take_victim(true).is_some());
     assert_eq!(bench.queue.tail_bytes(), 0);
     assert!(bench.queue.take_victim(true).is_none());
@@ -164,7 +172,7 @@ fn what_comes_back_is_not_overtaken_while_it_is_read() {
 #[test]
 fn a_large_message_comes_fragment_by_fragment_and_dies_whole() {
     let mut bench = Bench::with(
-        options(),
+        roomy(),
         SubscriptionOptions { max_attempts: 1, ..SubscriptionOptions::default() },
     );
     let mut disk = TestDisk::new();
@@ -173,7 +181,7 @@ fn a_large_message_comes_fragment_by_fragment_and_dies_whole() {
     bench.spill_all(&mut disk);
     let consumer = bench.consumer(2, 1, false);
     let (mut fragments, mut reads) = (0, 0);
-    loop {
+    while reads < 100 {
         while let Some(delivery) =
             bench.queue.poll_delivery(bench.now, &mut bench.memory, &mut |_| true)
         {
@@ -186,7 +194,7 @@ fn a_large_message_comes_fragment_by_fragment_and_dies_whole() {
             break;
         }
         reads += 1;
-        disk.evict(&mut bench.queue);
+        disk.evict(&mut bench.queue, 1);
     }
     assert_eq!(fragments, 12);
     assert!(reads >= 3, "{reads} chunks were read");
@@ -199,7 +207,7 @@ fn a_large_message_comes_fragment_by_fragment_and_dies_whole() {
         if out.is_some() || !bench.read(&mut disk) {
             break;
         }
-        disk.evict(&mut bench.queue);
+        disk.evict(&mut bench.queue, 1);
     }
     let out = out.expect("it is sent when all of it is there");
     let record_max = bench.memory.record_content_bytes_max();
@@ -244,7 +252,7 @@ fn a_chunk_that_cannot_be_read_is_counted_and_the_rest_goes_on() {
 
 #[test]
 fn who_has_the_front_of_a_lost_large_message_is_told() {
-    let mut bench = Bench::new(options());
+    let mut bench = Bench::new(roomy());
     let mut disk = TestDisk::new();
     bench.large(12);
     bench.publish(&["behind"]);
@@ -255,7 +263,7 @@ fn who_has_the_front_of_a_lost_large_message_is_told() {
     while bench.queue.poll_delivery(bench.now, &mut bench.memory, &mut |_| true).is_some() {}
     // One of its chunks is gone, and so is all of it.
     let refill = loop {
-        let refill = bench.queue.poll_refill(3).unwrap();
+        let refill = bench.queue.poll_refill(3).expect("one of its chunks is needed next");
         if refill.chunk == 1 {
             break refill;
         }
@@ -286,10 +294,13 @@ fn the_oldest_are_dropped_chunk_by_chunk_where_they_are_on_disk() {
     let consumer = bench.consumer(2, 1, false);
     assert_eq!(bench.all_bodies(&mut disk), bodies(dropped..dropped + 1));
     bench.queue.close_consumer(consumer, bench.now, &mut bench.memory);
-    disk.evict(&mut bench.queue);
+    disk.evict(&mut bench.queue, 0);
     for nth in 41..40 + dropped {
         assert_eq!(bench.publish(&[&body(nth)]), None);
     }
+    bench.spill_all(&mut disk);
+    // What came back is known as it is; behind it the records must be looked at.
+    assert_eq!(bench.publish(&["more"]), None);
     bench.spill_all(&mut disk);
     assert_eq!(bench.publish(&["last"]), Some(ErrorCode::QueueMessagesMax));
     assert!(!bench.queue.poll_unblocked(&bench.memory), "until it is read");
@@ -298,7 +309,7 @@ fn the_oldest_are_dropped_chunk_by_chunk_where_they_are_on_disk() {
     assert_eq!(bench.publish(&["last"]), None);
     bench.consumer(3, 1000, true);
     let all = bench.all_bodies(&mut disk);
-    assert_eq!((all.first(), all.last()), (Some(&body(dropped + 1)), Some(&"last".to_owned())));
+    assert_eq!((all.first(), all.last()), (Some(&body(dropped + 2)), Some(&"last".to_owned())));
     assert_eq!(all.len(), 40);
 }
 

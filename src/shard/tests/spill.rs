@@ -142,10 +142,9 @@ impl SpillBench {
         }
         self.bench.turn();
         let core = &mut self.bench.core;
-        core.plan_spill();
-        core.plan_refill();
         let disk = &mut self.disk;
-        while let Some(request) = core.poll_disk_request(|| disk.free_bytes()) {
+        core.plan_disk(|| disk.free_bytes());
+        while let Some(request) = core.poll_disk_request() {
             if let Err(request) = disk.submit(request) {
                 core.return_disk_request(request);
                 break;
@@ -160,8 +159,15 @@ impl SpillBench {
         let mut frames = Vec::new();
         for _ in 0..10_000 {
             frames.extend(self.tick());
-            if self.disk.pending.is_empty() && self.bench.core.active.is_empty() {
+            let core = &self.bench.core;
+            if self.disk.pending.is_empty()
+                && core.active.is_empty()
+                && core.spill.refills.is_empty()
+            {
                 return frames;
+            }
+            if self.disk.pending.is_empty() {
+                self.wait(1);
             }
         }
         panic!("the disk is never at rest");
@@ -465,7 +471,7 @@ fn a_queue_that_is_deleted_or_purged_leaves_nothing_behind() {
         world.settle();
         let stats = world.stats();
         assert_eq!((stats.spilled_messages, stats.disk_used_bytes), (0, 0), "purge: {purge}");
-        assert_eq!(world.used(), SLOT_BYTES as u64, "the chunk set aside; purge: {purge}");
+        assert!(world.used() <= SLOT_BYTES as u64, "but for the chunk set aside; purge: {purge}");
         assert_eq!(world.bench.core.spill.leaving_bytes(), 0);
     }
 }
