@@ -339,7 +339,9 @@ impl<W: SimulatedWorld> Run<W> {
             self.step()?;
             let passed_ms = self.universe.mono().ms_since(begun);
             let shards = u64::from(self.stage.plan.config.shards);
-            let slabs_max = 2 * shards * self.stage.plan.config.pool.slab_bytes as u64;
+            // One has the chunk that is kept for refills.
+            let slabs = if self.stage.plan.spill.is_some() { 3 } else { 2 };
+            let slabs_max = slabs * shards * self.stage.plan.config.pool.slab_bytes as u64;
             let left = [Account::Handles, Account::InFlight, Account::Queues]
                 .map(|account| self.cluster.used_by(account));
             let on_disk = !self.watch.is_empty(&self.stage.plan);
