@@ -87,6 +87,16 @@ fn the_protocol_document_has_the_schema() {
     none(docs::schema(&read("docs/PROTOCOL.md"), &read("src/protocol/schema.fbs")));
 }
 
+#[test]
+fn the_storage_document_has_the_limits() {
+    none(docs::storage_limits(&read("docs/STORAGE.md")));
+}
+
+#[test]
+fn the_storage_document_has_the_chunk_header() {
+    none(docs::chunk_header(&read("docs/STORAGE.md"), &read("src/format/chunk.rs")));
+}
+
 /// Names in a folder, folders with a slash.
 fn names(folder: &str) -> Vec<String> {
     let name = |entry: std::io::Result<std::fs::DirEntry>| {

@@ -61,7 +61,7 @@ struct CommandLine {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Start a broker
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Create, list, show, update, delete, purge and peek at queues
     Queue(queue::QueueArgs),
     /// Create, list, show, update and delete the subscriptions of a queue
@@ -115,7 +115,7 @@ pub fn run(serve: impl FnOnce(ServeArgs) -> ExitCode) -> ExitCode {
         Err(error) => return explain(&error, &arguments),
     };
     let (outcome, json) = match line.command {
-        Command::Serve(args) => return serve(args),
+        Command::Serve(args) => return serve(*args),
         Command::Queue(args) => (queue::run(&args), args.broker.json),
         Command::Subscription(args) => (subscription::run(&args), args.broker.json),
         Command::Publish(args) => (publish::run(&args), args.broker.json),

@@ -120,6 +120,21 @@ impl ChunkHeader {
         bytes
     }
 
+    /// What stands in the fields of a header, be it one or not.
+    ///
+    /// # Panics
+    /// If the image is shorter than a header.
+    pub(crate) fn read_unchecked(image: &[u8]) -> ChunkHeader {
+        ChunkHeader {
+            used_bytes: u32_at(image, 12),
+            queue: u64_at(image, 16),
+            first_sequence: u64_at(image, 24),
+            end_sequence: u64_at(image, 32),
+            batch_count: u32_at(image, 40),
+            chunk: u64_at(image, 48),
+        }
+    }
+
     /// Reads and checks a whole image; padding behind `used_bytes` is not looked at.
     pub fn decode(image: &[u8]) -> Result<ChunkHeader, ChunkError> {
         let Some(bytes) = image.first_chunk::<CHUNK_HEADER_BYTES>() else {
@@ -131,14 +146,7 @@ impl ChunkHeader {
         if u16_at(bytes, 8) != VERSION {
             return Err(ChunkError::Version(u16_at(bytes, 8)));
         }
-        let header = ChunkHeader {
-            used_bytes: u32_at(bytes, 12),
-            queue: u64_at(bytes, 16),
-            first_sequence: u64_at(bytes, 24),
-            end_sequence: u64_at(bytes, 32),
-            batch_count: u32_at(bytes, 40),
-            chunk: u64_at(bytes, 48),
-        };
+        let header = ChunkHeader::read_unchecked(bytes);
         let used = header.used_bytes as usize;
         if used < CHUNK_HEADER_BYTES || used > image.len() {
             return Err(ChunkError::Length { expected: used, actual: image.len() });

@@ -154,6 +154,11 @@ impl Queue {
     ) -> u64 {
         self.drop_waits = None;
         self.log.handle_refill_put_off(chunk);
+        for nth in 0..self.turns.len() {
+            if let Some((subscription, _)) = self.parts(self.turns[nth], memory) {
+                subscription.forget_place_in(chunk);
+            }
+        }
         let Some(lost) = self.log.lost_range(chunk, sequences) else { return 0 };
         self.log.note_lost(&lost);
         let (mut count, mut closed) = (0, Vec::new());
@@ -437,9 +442,11 @@ impl Log {
         let bytes = entry.memory_bytes();
         let spilled = &mut self.spilled;
         spilled.reading -= 1;
-        let entry = self.chunks[(chunk - self.front) as usize].as_ref();
+        let entry = self.chunks[(chunk - self.front) as usize].as_mut();
         if let Some(entry) = entry {
             spilled.note_present(entry);
+            // Of a damaged one, what is lost at its end takes less than what stood there.
+            entry.filled = sealed.reader().filled_bytes() as u32;
         }
         self.note_memory(0, bytes);
         true

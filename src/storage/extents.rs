@@ -2,7 +2,8 @@
 //! system.
 //!
 //! ```text
-//! absent --allocate--> growing --> here --idle and calm, or trim--> condemned --> releasing --> absent
+//!         allocate                    idle and calm, or a trim
+//! absent ---------> growing --> here --------------------------> leaving --> absent
 //! ```
 //!
 //! A file grows an extent ahead of need, in the background. Giving blocks back makes later writes
@@ -364,6 +365,8 @@ impl Extents {
 
     /// All extents that hold nothing now are given back, at once. How many they are.
     pub(super) fn trim(&mut self) -> usize {
+        // Who still wants to write asks again.
+        self.asked = false;
         let idle: Vec<u32> = self.idle().collect();
         self.condemn(&idle);
         idle.len()

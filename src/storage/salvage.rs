@@ -11,14 +11,15 @@
 //!
 //! Every length is checked before it is followed, and sequences are dense, so a batch that is
 //! damaged is passed over only when the batch behind it stands where and has the sequence that the
-//! damaged header says. A batch's own checksum covers all but the broker's prefix: there, the
-//! sequence follows from the neighbours, and so does the time, if it is not between theirs.
+//! damaged header says. A batch is taken only with its own checksum and the sequence that it must
+//! have: a whole batch with another may be what stood there before. Its checksum does not cover the
+//! time in the broker's prefix, which is mended from the neighbours if it is not between theirs.
 
 use crate::base::checksum::crc32c;
 use crate::format::batch::{self, BatchHeader, BatchPrefix, FRAGMENT};
-use crate::format::chunk::{ChunkError, ChunkHeader, ChunkName};
+use crate::format::chunk::{ChunkError, ChunkHeader, ChunkName, MAGIC};
 use crate::format::record::RecordHeader;
-use crate::format::u16_at;
+use crate::format::{u16_at, u32_at};
 use crate::limits::{
     BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, BATCH_RECORDS_MAX, CHUNK_HEADER_BYTES,
     RECORD_HEADER_BYTES,
@@ -83,6 +84,9 @@ pub(super) fn judge(there: &[u8], image_bytes: usize, name: ChunkName, check: u1
 /// Saves what can be saved of a damaged image, and leaves an image that is whole in itself. `None`
 /// if nothing can: also if a fragment of a large message is damaged, which is nothing without it.
 pub(super) fn salvage(image: &mut [u8], name: ChunkName, check: u16) -> Option<Saved> {
+    if is_anothers(image, name, check) {
+        return None;
+    }
     if let Some(used_bytes) = mend_header(image, name, check) {
         return Some(Saved { used_bytes, lost: Vec::new() });
     }
@@ -116,7 +120,15 @@ fn write_header(image: &mut [u8], name: ChunkName, used_bytes: usize, batch_coun
     image[..CHUNK_HEADER_BYTES].copy_from_slice(&bytes);
 }
 
-/// Writes the header anew if all else is as it was when the checksum was taken that `check` is of.
+/// Whether what can be read of the header is another chunk's: both its name and its checksum.
+fn is_anothers(image: &[u8], name: ChunkName, check: u16) -> bool {
+    u32_at(image, 4) == MAGIC
+        && check_of(image) != check
+        && ChunkHeader::read_unchecked(image).name() != name
+}
+
+/// Writes the header anew if all else is as it was when the checksum was taken that `check` is of,
+/// and either only the checksum in the header is damaged, or only what is behind it.
 fn mend_header(image: &mut [u8], name: ChunkName, check: u16) -> Option<usize> {
     let (mut used_bytes, mut batch_count) = (CHUNK_HEADER_BYTES, 0);
     for batch in (Batches { image, at: CHUNK_HEADER_BYTES }) {
@@ -127,7 +139,8 @@ fn mend_header(image: &mut [u8], name: ChunkName, check: u16) -> Option<usize> {
     }
     let header = ChunkHeader::of(name, used_bytes, batch_count);
     let bytes = header.encode(&image[CHUNK_HEADER_BYTES..used_bytes]);
-    (check_of(&bytes) == check).then(|| {
+    let half = bytes[..4] == image[..4] || bytes[4..] == image[4..CHUNK_HEADER_BYTES];
+    (half && check_of(&bytes) == check).then(|| {
         image[..CHUNK_HEADER_BYTES].copy_from_slice(&bytes);
         used_bytes
     })
@@ -161,19 +174,19 @@ impl Walk<'_> {
         if is_whole && found.header.flags & FRAGMENT != 0 {
             return None;
         }
+        let is_ours = is_whole && found.prefix.base_sequence == self.sequence;
         let count = found.header.record_count;
         let next = self.sequence.checked_add(u64::from(count));
         let Some(next) = next.filter(|next| *next <= self.end_sequence) else {
             return Some(Step::Broken);
         };
-        if !is_whole || found.prefix.base_sequence != self.sequence {
+        if !is_ours {
             let records_min = count as usize * RECORD_HEADER_BYTES;
             if !self.agrees(found.end, next) || records_min > found.header.records_bytes as usize {
                 return Some(Step::Broken);
             }
         }
-        if is_whole {
-            self.write_sequence();
+        if is_ours {
             self.times.push((self.at, found.prefix.accepted_us));
             (self.at, self.sequence) = (found.end, next);
             self.batch_count += 1;
@@ -187,10 +200,6 @@ impl Walk<'_> {
     fn agrees(&self, at: usize, sequence: u64) -> bool {
         sequence == self.end_sequence
             || Found::at(self.image, at).is_some_and(|next| next.prefix.base_sequence == sequence)
-    }
-
-    fn write_sequence(&mut self) {
-        self.image[self.at..self.at + 8].copy_from_slice(&self.sequence.to_le_bytes());
     }
 
     /// Puts so many records without content here, the first of which fills up to `records_bytes`.

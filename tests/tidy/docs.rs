@@ -107,6 +107,36 @@ pub fn limits(document: &str) -> Faults {
     differences("limit", &documented, &LIMITS.iter().map(row).collect::<Vec<_>>())
 }
 
+/// Every limit that shapes a spill file.
+const STORAGE_LIMITS: &[(&str, u64)] = values! {
+    SPILL_SLOT_BYTES SPILL_EXTENT_SLOTS SPILL_WRITE_DEPTH SPILL_READ_DEPTH SPILL_FAILURES_MAX
+    SPILL_RETRY_MS SPILL_CALM_MS SPILL_RELEASE_PACE_MS SPILL_RELEASE_DEPTH DISK_ALIGN_BYTES
+    DISK_WRITE_CHUNKS_MAX CHUNK_HEADER_BYTES BATCH_PREFIX_BYTES BATCH_HEADER_BYTES
+};
+
+/// The limits of storage stand in STORAGE.md with their values.
+pub fn storage_limits(document: &str) -> Faults {
+    let documented = first_cells(&table(document, "## Limits"), 2);
+    let row = |(name, value): &(&str, u64)| vec![(*name).to_owned(), value.to_string()];
+    differences("limit", &documented, &STORAGE_LIMITS.iter().map(row).collect::<Vec<_>>())
+}
+
+/// The chunk header of STORAGE.md is drawn as in the file that writes it: offset and field.
+pub fn chunk_header(document: &str, code: &str) -> Faults {
+    let documented: Vec<Vec<String>> = first_cells(&table(document, "## Layout"), 3)
+        .into_iter()
+        .map(|row| vec![row[0].clone(), row[2].clone()])
+        .collect();
+    let drawn = code.lines().filter_map(|line| line.strip_prefix("//! "));
+    let field = |line: &str| {
+        let mut words = line.split_whitespace().map(|word| word.trim_end_matches(','));
+        let offset: u64 = words.next()?.parse().ok()?;
+        let (_type, name) = (words.next()?, words.next()?);
+        Some(vec![offset.to_string(), name.to_owned()])
+    };
+    differences("field of a chunk", &documented, &drawn.filter_map(field).collect::<Vec<_>>())
+}
+
 /// Every table of the schema has a section in PROTOCOL.md that lists its fields.
 pub fn schema(document: &str, schema: &str) -> Faults {
     let code: String = schema
@@ -236,6 +266,18 @@ mod fixtures {
         assert_eq!(screaming("QueueCreate"), "QUEUE_CREATE");
         let document = "\n## Limits\n\n| a | b |\n|---|---|\n| `HANDLES_MAX` | 4097 | x |\n";
         assert_eq!(limits(document).len(), LIMITS.len() + 1);
+    }
+
+    #[test]
+    fn a_wrong_offset_or_storage_limit_is_found() {
+        let document = "\n## Limits\n\n| a | b |\n|---|---|\n| `SPILL_RETRY_MS` | 999 | x |\n";
+        assert_eq!(storage_limits(document).len(), STORAGE_LIMITS.len() + 1);
+        let code = "//! a chunk\n//!  0  u32  crc32c  over all\n//!  4  u16  flags, zero\n";
+        let rows = "| 0 | 4 | `crc32c` |\n| 4 | 2 | `flags` |\n";
+        let document = format!("\n## Layout\n\n| a | b | c |\n|---|---|---|\n{rows}");
+        assert_eq!(chunk_header(&document, code), Faults::new());
+        assert_eq!(chunk_header(&document.replace("| 4 | 2", "| 6 | 2"), code).len(), 2);
+        assert_eq!(chunk_header("", code).len(), 2);
     }
 
     #[test]

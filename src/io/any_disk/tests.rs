@@ -402,8 +402,8 @@ fn a_process_without_files_to_spare_is_refused_by_name() {
         return;
     }
     let place = tempfile::tempdir().unwrap();
-    with_one(true, place.path(), |bench| no_more_files(bench));
-    with_one(false, place.path(), |bench| no_more_files(bench));
+    with_one(true, place.path(), no_more_files);
+    with_one(false, place.path(), no_more_files);
     let uring = || AnyDisk::uring(place.path());
     let outcome = without_files(|| AnyDisk::auto(uring, place.path(), quiet()));
     let (disk, refusal) = outcome.unwrap();

@@ -90,7 +90,7 @@ impl Desk {
             Phase::Starting => self.watched.shards.iter().map(|_| None).collect(),
             _ => metrics.gatherer.gather(Duration::from_millis(REPORT_TIMEOUT_MS)),
         };
-        metrics.text = Scrape::new(self.figures(), shards).to_text().into();
+        metrics.text = Scrape::new(self.figures(), shards).into_text().into();
         metrics.text.clone()
     }
 

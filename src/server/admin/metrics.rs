@@ -419,7 +419,7 @@ impl Scrape {
     }
 
     /// As OpenMetrics text.
-    pub fn to_text(self) -> String {
+    pub fn into_text(self) -> String {
         let mut registry = Registry::with_prefix(PREFIX);
         registry.register_collector(Box::new(self));
         let mut text = String::new();

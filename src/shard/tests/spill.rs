@@ -343,9 +343,10 @@ fn a_full_memory_says_what_keeps_the_disk_from_making_room() {
         let got = bodies_of(&frames);
         assert_eq!(got.len() as u64, count, "{code}");
         let range = AckRange { handle: 2, first: 1, last: count };
-        let mut frames = world.bench.frame(world.key, Opcode::Ack, 0, &range.encode());
+        frames.extend(world.bench.frame(world.key, Opcode::Ack, 0, &range.encode()));
         frames.extend(world.settle());
         assert!(has(&frames, Opcode::Unblocked), "{code}");
+        assert_eq!(world.stats().disk_used_bytes, 0);
     }
 }
 

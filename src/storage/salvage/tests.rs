@@ -130,10 +130,10 @@ fn a_flipped_bit_costs_the_batch_it_is_in_or_nothing() {
         let range = range_of(nth);
         let rest = range.start..NAME.end_sequence;
         let expected = match at - starts[nth] {
-            // The prefix follows from the neighbours.
-            0..16 => Some(vec![]),
-            // A walk can do without: checksum, priority, one flag, producer, records.
-            16..20 | 23 | 40.. => Some(vec![range]),
+            // When the batch was taken.
+            8..16 => Some(vec![]),
+            // A walk can do without: sequence, checksum, priority, one flag, producer, records.
+            0..8 | 16..20 | 23 | 40.. => Some(vec![range]),
             24 if bit % 8 == 0 => Some(vec![range]),
             // Magic, version, other flags, count, length, reserved: without these it ends.
             _ if nth == 0 => None,
@@ -238,6 +238,43 @@ fn another_chunk_is_no_chunk() {
     batches[0][8] ^= 1;
     let image = seal(&batches, NAME).image().to_vec();
     assert!(matches!(judge(&image, image.len(), NAME, check), Verdict::Another(_)));
+}
+
+#[test]
+fn a_whole_batch_that_stood_there_before_is_not_taken_for_what_was_written() {
+    // As many messages, of another sequence and text: in all, in the first and in the second half.
+    let name = ChunkName { chunk: 2, first_sequence: 300, end_sequence: 312, ..NAME };
+    let mut stale = batches();
+    for (nth, batch) in stale.iter_mut().enumerate() {
+        let mut builder = BatchBuilder::default();
+        for _ in 0..COUNTS[nth] {
+            builder.push(0, b"", b"what it was");
+        }
+        let prefix = BatchPrefix { base_sequence: 200 + range_of(nth).start, accepted_us: TIME_US };
+        *batch = prefix.encode().to_vec();
+        batch.extend_from_slice(builder.finish(0, 9, 1));
+    }
+    let (image, stale) = (image(), seal(&stale, name).image().to_vec());
+    assert_eq!(ChunkHeader::decode(&stale).unwrap().used_bytes as usize, starts()[4]);
+    let halves =
+        [0..starts()[4], 0..starts()[2], starts()[2]..starts()[4], starts()[1]..starts()[2]];
+    for range in halves {
+        let mut damaged = image.clone();
+        damaged[range.clone()].copy_from_slice(&stale[range.clone()]);
+        // What is taken is compared there.
+        let lost = lost_of(damaged.clone(), check_of(&image));
+        if range.start > 0 {
+            let end = starts().iter().position(|start| *start == range.end).unwrap();
+            let first = starts().iter().position(|start| *start == range.start).unwrap();
+            assert_eq!(lost.as_deref(), Some(&[range_of(first).start..range_of(end - 1).end][..]));
+        } else {
+            assert_eq!(lost, None);
+        }
+        // With its header damaged as well.
+        damaged[60] ^= 1;
+        let again = lost_of(damaged, check_of(&image));
+        assert!(again == lost, "{range:?}");
+    }
 }
 
 #[test]

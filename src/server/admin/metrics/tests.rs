@@ -56,7 +56,7 @@ fn example() -> BTreeMap<String, u64> {
     let shards =
         vec![Some(report(0, &first, figures(5, 0))), None, Some(report(2, &second, figures(7, 4)))];
     let broker = BrokerFigures { uptime_ms: 2500, ready: true, ..BrokerFigures::default() };
-    parse(&Scrape::new(broker, shards).to_text())
+    parse(&Scrape::new(broker, shards).into_text())
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn no_two_metrics_show_the_same_figure() {
 
 #[test]
 fn without_what_the_system_does_not_say_the_rest_is_told() {
-    let samples = parse(&Scrape::new(BrokerFigures::default(), vec![None]).to_text());
+    let samples = parse(&Scrape::new(BrokerFigures::default(), vec![None]).into_text());
     assert!(!samples.contains_key("forebay_disk_free_bytes"));
     assert_eq!(samples["forebay_shard_up{shard=\"0\"}"], 0);
     assert_eq!(samples["forebay_queue_ready_messages{queue=\"$other\"}"], 0);
