@@ -87,7 +87,8 @@ impl Bench {
         }
         let spent = begin.elapsed().as_secs_f64();
         let gib = self.slots as f64 * CHUNK_BYTES_MAX as f64 / f64::from(1 << 30);
-        let [own, all] = [0, 1].map(|of| (cpu_ns()[of] - cpu_before_ns[of]) as f64 / 1e6 / gib);
+        let [own, all] =
+            [0, 1].map(|of| cpu_ns()[of].saturating_sub(cpu_before_ns[of]) as f64 / 1e6 / gib);
         println!(
             "{:8} {what:12} depth {depth}: {:.2} GiB/s, per GiB {own:.0} ms of this thread, \
              {all:.0} ms of all, {:.0} polls",
@@ -116,7 +117,7 @@ impl Bench {
 }
 
 /// Processor time of this thread and of the process's threads together. (What the kernel does in
-/// threads of its own is in neither.)
+/// threads of its own is in neither, and what a thread that has ended had is lost.)
 fn cpu_ns() -> [u64; 2] {
     let of = |path: &Path| {
         let text = std::fs::read_to_string(path.join("schedstat")).unwrap_or_default();

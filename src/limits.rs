@@ -173,6 +173,10 @@ pub const NAME_BYTES_MAX: usize = 200;
 pub const TOKEN_BYTES_MAX: usize = 256;
 /// Records of one lease: what a single delivered run may hold.
 pub const RUN_RECORDS_MAX: usize = 256;
+/// Leases that extensions of one consumer go over in one tick. It is as many as twice those that
+/// the consumer has, where that is more, so that each may always be extended once; at most
+/// 2 x [`IN_FLIGHT_MAX`]. One lease is free for each range.
+pub const EXTENDED_LEASES_PER_TICK_MAX: usize = 4096;
 /// Credit in messages that one consumer may hold.
 pub const CREDIT_MESSAGES_MAX: u32 = 1_000_000;
 /// Credit in bytes that one consumer may hold.
@@ -306,6 +310,8 @@ const _: () = {
     );
     assert!(ATTEMPTS_DEFAULT <= ATTEMPTS_MAX && ATTEMPTS_MAX <= u16::MAX as u32);
     assert!(RETRY_WAITING_MAX <= IN_FLIGHT_MAX);
+    // A consumer with one run may extend it several times at once, however it is cut up.
+    assert!(EXTENDED_LEASES_PER_TICK_MAX >= 4 * RUN_RECORDS_MAX);
     assert!(CONTROL_PAYLOAD_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(READ_BYTES_MAX + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX < u32::MAX as usize);
     assert!(UNSENT_BYTES_SOFT + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX < UNSENT_BYTES_MAX);

@@ -9,7 +9,7 @@ use crate::cli::progress::Progress;
 use crate::cli::publish::parse_rate;
 use crate::cli::rules::{Rules, own_grave};
 use crate::cli::source::Pace;
-use crate::cli::table::{Align, Table, excerpt, thousands};
+use crate::cli::table::{self, Align, Table, excerpt, thousands};
 use crate::cli::wall::rfc3339;
 use crate::client::{Connection, ErrorCode, PeekedMessage, Properties, Redrive};
 use crate::limits::REDRIVE_COUNT_MAX;
@@ -405,8 +405,8 @@ impl<'a> Redriver<'a> {
         if out.json {
             out.json_line(&fields)?;
         } else {
-            let messages = thousands(*messages);
-            out.text(format!("redrove {messages} messages from queue {grave}\n"))?;
+            let moved = table::messages(*messages);
+            out.text(format!("redrove {moved} from queue {grave}\n"))?;
         }
         out.flush()?;
         if *refused == 0 {

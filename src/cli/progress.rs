@@ -3,7 +3,7 @@
 
 use crate::base::units::show_duration;
 use crate::cli::clock::now;
-use crate::cli::table::{per_second, thousands};
+use crate::cli::table::{self, per_second, thousands};
 use crate::client::{ConnectionEvent, ErrorCode, ReconnectPolicy};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
@@ -61,7 +61,7 @@ impl Progress {
         }
         let rate = per_second(messages as f64 / elapsed.as_secs_f64());
         self.bar.set_position(steps);
-        self.bar.set_message(format!("{} messages, {rate}", thousands(messages)));
+        self.bar.set_message(format!("{}, {rate}", table::messages(messages)));
         self.bar.tick();
     }
 
@@ -71,8 +71,8 @@ impl Progress {
         if self.wanted {
             let elapsed = self.elapsed();
             let rate = per_second(messages as f64 / elapsed.as_secs_f64().max(1e-9));
-            let (messages, elapsed) = (thousands(messages), show_duration(elapsed));
-            eprintln!("{done} {messages} messages in {elapsed} ({rate})");
+            let (messages, elapsed) = (table::messages(messages), show_duration(elapsed));
+            eprintln!("{done} {messages} in {elapsed} ({rate})");
         }
     }
 

@@ -6,9 +6,9 @@ use crate::cli::failure::Outcome;
 use crate::cli::fields::{Fields, number_lines};
 use crate::cli::message::MessageLine;
 use crate::cli::output::Output;
-use crate::cli::rules::RuleArgs;
+use crate::cli::rules::{RuleArgs, without_default};
 use crate::cli::subscription;
-use crate::cli::table::{Align, Table, excerpt, thousands};
+use crate::cli::table::{self, Align, Table, excerpt, thousands};
 use crate::cli::wall::rfc3339;
 use crate::client::{OnFull, Peeked, QueueChange, QueueCounters, QueueDescription, QueueOptions};
 use clap::{Args, Subcommand, ValueEnum};
@@ -55,7 +55,7 @@ enum Action {
         name: String,
     },
     /// Change options of a queue; what is not named stays
-    #[command(arg_required_else_help = true)]
+    #[command(arg_required_else_help = true, mut_args = without_default)]
     Update {
         /// Name of the queue
         name: String,
@@ -252,8 +252,8 @@ fn removal(out: Output, name: &str, done: &str, messages: u64, bytes: u64) -> Ou
     let mut fields = Fields::default();
     fields.push("name", name);
     fields.extend([("messages", messages), ("bytes", bytes)]);
-    let (messages, bytes) = (thousands(messages), show_bytes(bytes));
-    out.finish(&fields, format!("{done} queue {name}: {messages} messages, {bytes} removed\n"))
+    let (messages, bytes) = (table::messages(messages), show_bytes(bytes));
+    out.finish(&fields, format!("{done} queue {name}: {messages}, {bytes} removed\n"))
 }
 
 /// For programs an array, one queue to a line.

@@ -5,7 +5,7 @@ use crate::cli::fields::Fields;
 use crate::client::{Backoff, MaxAttempts, SubscriptionDescription, SubscriptionOptions};
 use crate::limits::{ATTEMPTS_DEFAULT, ATTEMPTS_MAX, LEASE_MS_DEFAULT};
 use crate::protocol::control::ATTEMPTS_UNLIMITED;
-use clap::Args;
+use clap::{Arg, Args};
 use std::time::Duration;
 
 /// Options of a subscription, where they are given.
@@ -48,6 +48,15 @@ impl RuleArgs {
             unacked_max: self.unacked_max,
             expires_after: self.expires_after,
         }
+    }
+}
+
+/// The help of an option where one that is not given stays as it is: without a default.
+pub fn without_default(arg: Arg) -> Arg {
+    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    match help.split_once(" [default: ") {
+        Some((text, _)) => arg.help(text.to_owned()),
+        None => arg,
     }
 }
 

@@ -5,8 +5,8 @@ use crate::cli::broker::BrokerArgs;
 use crate::cli::failure::{Failure, Outcome};
 use crate::cli::fields::{Fields, number_lines};
 use crate::cli::output::Output;
-use crate::cli::rules::{RuleArgs, Rules};
-use crate::cli::table::{Align, Table, thousands};
+use crate::cli::rules::{RuleArgs, Rules, without_default};
+use crate::cli::table::{self, Align, Table, thousands};
 use crate::cli::wall::rfc3339;
 use crate::client::{ClientError, Start, SubscriptionDescription};
 use clap::{Args, Subcommand, ValueEnum};
@@ -46,7 +46,7 @@ enum Action {
         of: Of,
     },
     /// Change options of a subscription; what is not named stays
-    #[command(arg_required_else_help = true)]
+    #[command(arg_required_else_help = true, mut_args = without_default)]
     Update {
         #[command(flatten)]
         of: Of,
@@ -140,10 +140,9 @@ pub fn run(args: &SubscriptionArgs) -> Outcome {
             let removed = deleted.map_err(|error| of.failure(broker, error))?;
             let mut fields = of.fields();
             fields.extend([("messages", removed.messages), ("bytes", removed.bytes)]);
-            let (messages, bytes) = (thousands(removed.messages), show_bytes(removed.bytes));
-            let text = format!(
-                "deleted subscription {name} of {queue}: it had {messages} messages, {bytes}\n"
-            );
+            let (messages, bytes) = (table::messages(removed.messages), show_bytes(removed.bytes));
+            let text =
+                format!("deleted subscription {name} of {queue}: it had {messages}, {bytes}\n");
             out.finish(&fields, text)
         }
     }

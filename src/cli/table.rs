@@ -55,6 +55,11 @@ impl fmt::Display for Table {
     }
 }
 
+/// So many messages, in words.
+pub fn messages(count: u64) -> String {
+    format!("{} message{}", thousands(count), if count == 1 { "" } else { "s" })
+}
+
 /// A number with its thousands set apart: `1,000,000`.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
@@ -132,6 +137,7 @@ mod tests {
         ] {
             assert_eq!(thousands(number), text);
         }
+        assert_eq!([0, 1, 2].map(messages), ["0 messages", "1 message", "2 messages"]);
         for (rate, text) in
             [(0.0, "0.0/s"), (42.4, "42/s"), (12_345.0, "12.3k/s"), (1_250_000.0, "1.25M/s")]
         {

@@ -165,3 +165,15 @@ fn the_document_has_the_exit_codes() {
         assert!(document.contains(&format!("\n| {code} | ")), "{code}");
     }
 }
+
+#[test]
+fn an_update_promises_no_default() {
+    for (group, option) in [("queue", "--on-full"), ("subscription", "--backoff")] {
+        let help = |verb| {
+            let told = parsed(&format!("forebay {group} {verb} --help")).unwrap_err().to_string();
+            let (_, options) = told.split_once(option).expect("the option has a help");
+            options.contains("[default: block]") || options.contains("[default: exp")
+        };
+        assert!(help("create") && !help("update"), "{group}");
+    }
+}

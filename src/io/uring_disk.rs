@@ -7,7 +7,7 @@
 //! requests are under way as the table has entries, and the completion queue has twice as many
 //! places, so it cannot overflow.
 //!
-//! Requests and what they point to stay in [`Requests`], which is not freed before the system has
+//! Requests and what they point to stay in `Requests`, which is not freed before the system has
 //! answered all that it was given.
 
 mod requests;

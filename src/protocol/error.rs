@@ -129,6 +129,8 @@ codes! {
     LateAck = 97, "late_ack";
     /// Credit over what a consumer may hold.
     CreditOverflow = 98, "credit_overflow";
+    /// Extensions of a consumer went over its leases again and again at one time.
+    ExtendsMax = 99, "extends_max";
 }
 
 impl ErrorCode {
@@ -157,6 +159,7 @@ impl ErrorCode {
                 | E::Timeout
                 | E::HeartbeatLost
                 | E::SlowReader
+                | E::ExtendsMax
         )
     }
 }

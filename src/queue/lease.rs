@@ -5,9 +5,10 @@
 //! tree of its own, ordered by the new ends. So nothing is ever searched for what has ended.
 
 use crate::base::time::Mono;
-use crate::limits::RUN_RECORDS_MAX;
-use crate::queue::memory::{Account, Budget, MemoryFull};
+use crate::limits::{EXTENDED_LEASES_PER_TICK_MAX, RUN_RECORDS_MAX};
+use crate::queue::memory::{Account, Budget};
 use crate::queue::portion::Portion;
+use crate::queue::settle::ExtendError;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// So many finished leases are not worth a look.
@@ -37,6 +38,43 @@ pub struct Leases {
     /// Those with an end of their own, by delivery id of the first message left.
     extended: BTreeMap<u64, Lease>,
     by_deadline: BTreeSet<(Mono, u64)>,
+    allowance: Allowance,
+}
+
+/// What extensions may cost in one tick. A range pays for one lease in the ring and one in the tree
+/// itself, further ones are counted. Whoever names each delivery once, however cut into ranges,
+/// does not come to as many as twice its leases: a range goes on to another lease only between two
+/// deliveries in a row that are of different ones. In the ring there are fewer such places than
+/// leases. In the tree a lease can lie within another, of which it was cut out, but no two cross,
+/// so there are fewer than twice as many.
+#[derive(Default)]
+struct Allowance {
+    /// The tick.
+    now: Mono,
+    /// Leases that may be counted in it.
+    max: usize,
+    /// How many of these are left.
+    left: usize,
+}
+
+impl Allowance {
+    /// Of a consumer with so many leases at this time.
+    fn renew(&mut self, now: Mono, leases: usize) {
+        if self.now != now {
+            *self = Allowance { now, ..Allowance::default() };
+        }
+        let max = self.max.max(2 * leases).max(EXTENDED_LEASES_PER_TICK_MAX);
+        self.left += max - self.max;
+        self.max = max;
+    }
+
+    /// Takes from it what a range needs; false: it is used up, and nothing is left for the rest of
+    /// the tick, so that the next range is not even looked at.
+    fn take(&mut self, leases: usize) -> bool {
+        let left = self.left.checked_sub(leases);
+        self.left = left.unwrap_or(0);
+        left.is_some()
+    }
 }
 
 impl Lease {
@@ -53,12 +91,26 @@ impl Lease {
             && self.end_delivery() <= last + 1
     }
 
+    /// Where deliveries `first..=last`, which it overlaps, are in its run.
+    #[inline]
+    fn part(&self, first: u64, last: u64) -> (u32, u32) {
+        let from = first.max(self.first_delivery) - self.first_delivery;
+        let to = (last + 1).min(self.end_delivery()) - self.first_delivery;
+        (from as u32, to as u32)
+    }
+
+    /// Whether anything is left of deliveries `first..=last`.
+    #[inline]
+    fn has_any(&self, first: u64, last: u64) -> bool {
+        let (from, to) = self.part(first, last);
+        self.portion.has_any(from, to)
+    }
+
     /// Takes out what is left of deliveries `first..=last`.
     #[inline]
     fn take(&mut self, first: u64, last: u64) -> Portion {
-        let from = first.max(self.first_delivery) - self.first_delivery;
-        let to = (last + 1).min(self.end_delivery()) - self.first_delivery;
-        self.portion.take(from as u32, to as u32)
+        let (from, to) = self.part(first, last);
+        self.portion.take(from, to)
     }
 
     fn key(&self) -> u64 {
@@ -135,22 +187,20 @@ impl Leases {
 
     fn take_extended(&mut self, first: u64, last: u64, each: &mut impl FnMut(Portion)) -> usize {
         let before = self.extended.len();
-        for key in self.extended_keys(first, last) {
+        for key in self.extended_keys(first, last, usize::MAX) {
             let Some(mut lease) = self.remove_extended(key) else { continue };
-            let taken = lease.take(first, last);
-            if taken.left() > 0 {
-                each(taken);
-            }
+            each(lease.take(first, last));
             self.insert_extended(lease);
         }
         before - self.extended.len()
     }
 
-    /// Extended leases with something left in `first..=last`.
-    fn extended_keys(&self, first: u64, last: u64) -> Vec<u64> {
+    /// Extended leases with something left in `first..=last`, so many at most.
+    fn extended_keys(&self, first: u64, last: u64, keys_max: usize) -> Vec<u64> {
         let from = first.saturating_sub(RUN_RECORDS_MAX as u64 - 1);
         let all = self.extended.range(from..=last);
-        all.filter(|(_, lease)| lease.end_delivery() > first).map(|(&key, _)| key).collect()
+        let has_any = |lease: &Lease| lease.end_delivery() > first && lease.has_any(first, last);
+        all.filter(|(_, lease)| has_any(lease)).map(|(&key, _)| key).take(keys_max).collect()
     }
 
     fn remove_extended(&mut self, key: u64) -> Option<Lease> {
@@ -170,33 +220,26 @@ impl Leases {
     /// Sets the end of what is in flight of deliveries `first..=last`. Returns how many messages.
     ///
     /// # Errors
-    /// When there is no memory for one more record; what came before in the range is extended.
+    /// When extensions have cost too much already at this time `now`: then none of the range is
+    /// extended. When there is no memory for one more record: what came before in the range is.
     pub fn extend(
         &mut self,
-        first: u64,
-        last: u64,
+        (first, last): (u64, u64),
         deadline: Mono,
+        now: Mono,
         budget: &mut Budget,
-    ) -> Result<u64, MemoryFull> {
-        let (mut count, mut full) = (0, None);
-        // These first: what leaves the ring must not be met here again.
-        for key in self.extended_keys(first, last) {
-            let Some(lease) = self.extended.get(&key) else { continue };
-            let splits = key < first || lease.end_delivery() > last + 1;
-            if splits {
-                budget.try_charge(Account::InFlight, LEASE_BYTES)?;
-            }
-            let Some(mut lease) = self.remove_extended(key) else { continue };
-            let portion = lease.take(first, last);
-            count += u64::from(portion.left());
-            // What was charged for a part that is none is given back.
-            let records = usize::from(portion.left() > 0) + usize::from(lease.portion.left() > 0);
-            let extended = Lease { portion, deadline, ..lease };
-            self.insert_extended(lease);
-            self.insert_extended(extended);
-            budget.release(Account::InFlight, LEASE_BYTES * (1 + usize::from(splits) - records));
+    ) -> Result<u64, ExtendError> {
+        self.allowance.renew(now, self.records());
+        let from = self.runs.partition_point(|lease| lease.end_delivery() <= first);
+        let to = self.runs.partition_point(|lease| lease.first_delivery <= last);
+        let keys = self.extended_keys(first, last, self.allowance.left.saturating_add(2));
+        if !self.allowance.take((to - from).saturating_sub(1) + keys.len().saturating_sub(1)) {
+            let leases_max = self.allowance.max as u64;
+            return Err(ExtendError::TooMany { first, last, leases_max });
         }
-        let mut index = self.runs.partition_point(|lease| lease.end_delivery() <= first);
+        // These first: what leaves the ring must not be met here again.
+        let mut count = self.extend_again(&keys, (first, last), deadline, budget)?;
+        let (mut index, mut full) = (from, None);
         while let Some(lease) = self.runs.get_mut(index)
             && lease.first_delivery <= last
         {
@@ -220,7 +263,36 @@ impl Leases {
         }
         // Also where it ends early: what is finished must not stand at the front and end again.
         budget.release(Account::InFlight, LEASE_BYTES * self.drop_finished());
-        full.map_or(Ok(count), Err)
+        full.map_or(Ok(count), |full| Err(ExtendError::MemoryFull(full)))
+    }
+
+    /// As [`Leases::extend`], for leases that have an end of their own already.
+    fn extend_again(
+        &mut self,
+        keys: &[u64],
+        (first, last): (u64, u64),
+        deadline: Mono,
+        budget: &mut Budget,
+    ) -> Result<u64, ExtendError> {
+        let mut count = 0;
+        for &key in keys {
+            let Some(lease) = self.extended.get(&key) else { continue };
+            let splits = key < first || lease.end_delivery() > last + 1;
+            if splits {
+                let charged = budget.try_charge(Account::InFlight, LEASE_BYTES);
+                charged.map_err(ExtendError::MemoryFull)?;
+            }
+            let Some(mut lease) = self.remove_extended(key) else { continue };
+            let portion = lease.take(first, last);
+            count += u64::from(portion.left());
+            if splits && lease.portion.left() == 0 {
+                budget.release(Account::InFlight, LEASE_BYTES);
+            }
+            let extended = Lease { portion, deadline, ..lease };
+            self.insert_extended(lease);
+            self.insert_extended(extended);
+        }
+        Ok(count)
     }
 
     /// Takes a lease that has ended at `now`, and how many records went.

@@ -69,6 +69,12 @@ impl Portion {
         self.gone[nth as usize / 64] & 1 << (nth % 64) == 0
     }
 
+    /// Whether any message in `from..to` is left.
+    #[inline]
+    pub fn has_any(&self, from: u32, to: u32) -> bool {
+        (0..WORDS).any(|word| mask(word, from, to) & !self.gone[word] != 0)
+    }
+
     /// The next stretch of messages left in `from..to`, as `(skip, take)`.
     pub fn next(&self, from: u32, to: u32) -> Option<(u32, u32)> {
         let start = (from..to).find(|&nth| self.has(nth))?;
@@ -189,6 +195,8 @@ mod tests {
         assert_eq!((all.next(0, 100), all.next(10, 100)), (Some((0, 10)), Some((70, 30))));
         assert_eq!((taken.next(0, 100), taken.next(70, 100)), (Some((10, 60)), None));
         assert_eq!((all.next(10, 70), taken.first_sequence()), (None, 11));
+        assert!(all.has_any(9, 10) && !all.has_any(10, 70) && all.has_any(10, 71));
+        assert!(taken.has_any(69, 100) && !taken.has_any(70, 100) && !taken.has_any(10, 10));
         assert_eq!(all.take(0, 100).left(), 40);
         assert_eq!((all.left(), all.next(0, 100)), (0, None));
     }

@@ -48,6 +48,20 @@ pub enum ExtendError {
     /// To remember one more end there is no memory; what stands before in the range is extended.
     #[error(transparent)]
     MemoryFull(MemoryFull),
+    /// Extensions of the consumer have gone over so many leases in this tick; none of the range is
+    /// extended.
+    #[error(
+        "deliveries {first} to {last} are not extended: extensions of this consumer have gone over \
+         {leases_max} leases all at once; extend each delivery once, and these again later"
+    )]
+    TooMany {
+        /// As asked.
+        first: u64,
+        /// As asked.
+        last: u64,
+        /// How many are allowed.
+        leases_max: u64,
+    },
 }
 
 /// Deliveries that are not done.
@@ -165,9 +179,10 @@ impl Subscription {
         };
         let lease_ms = if lease_ms == 0 { consumer.lease_ms } else { lease_ms.min(LEASE_MS_MAX) };
         let deadline = now.mono.plus_ms(u64::from(lease_ms));
-        let extended = consumer.leases.extend(first, last, deadline, &mut parts.memory.budget);
+        let budget = &mut parts.memory.budget;
+        let extended = consumer.leases.extend((first, last), deadline, now.mono, budget);
         self.arm(key, deadline);
-        let acked = extended.map_err(ExtendError::MemoryFull)?;
+        let acked = extended?;
         Ok(Acked { acked, late: last - first + 1 - acked })
     }
 

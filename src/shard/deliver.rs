@@ -4,13 +4,14 @@
 use crate::base::checksum::crc32c;
 use crate::base::slot_map::Key;
 use crate::base::time::Now;
-use crate::limits::{DELIVER_HEADER_BYTES, UNSENT_BYTES_SOFT};
+use crate::limits::{DELIVER_HEADER_BYTES, UNSENT_BYTES_SOFT, WINDOW_BYTES};
 use crate::protocol::control::Answer;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::{FrameHeader, Opcode};
 use crate::protocol::hot::{DELIVER_FRAGMENT, DELIVER_REDELIVERED, DeliverHeader, PullDone};
 use crate::protocol::wire;
 use crate::queue::consumer::Owner;
+use crate::queue::memory::{Account, is_of_memory};
 use crate::queue::policy::{BLOCK_RETRY_MS, Block};
 use crate::queue::subscription::Delivery;
 use crate::shard::connection::Connection;
@@ -18,6 +19,9 @@ use crate::shard::core::Core;
 
 /// Bytes delivered in one tick; what is left goes on in the next, behind new reads.
 const DELIVER_BYTES_PER_TICK: usize = 4 << 20;
+/// Windows of each of its producers that are free before a queue takes again that was blocked for
+/// want of memory, as far as that is no more than an eighth of what there is.
+const WINDOWS_FREE: u64 = 4;
 /// Blocked queues looked at in one tick.
 const UNBLOCKS_PER_TICK: usize = 64;
 
@@ -131,16 +135,35 @@ impl Core {
         }
     }
 
+    /// Bytes that messages may still take, and could if there were none.
+    fn room_for_messages(&self) -> (u64, u64) {
+        let budget = &self.memory.budget;
+        let room = budget.free_for_chunks() + self.memory.free_chunk_bytes() as u64;
+        let others = budget.used_bytes() - budget.used_by(Account::Chunks);
+        (room, self.spill.messages_bytes().saturating_sub(others))
+    }
+
     /// Looks at blocked queues in turn and tells the producers of those that take again.
     pub fn unblock(&mut self) {
         let (count, mut unblocked) = (self.blocked.len(), false);
+        if count == 0 {
+            return;
+        }
+        let (mut room, room_max) = self.room_for_messages();
         for _ in 0..count.min(UNBLOCKS_PER_TICK) {
             let Some(key) = self.blocked.pop_front() else { return };
             let Some(slot) = self.queues.at_mut(key) else { continue };
-            if slot.queue.blocked().is_some() && !slot.queue.poll_unblocked(&self.memory) {
+            // Who takes again for want of memory has room for what its producers will send at once:
+            // else most of that would be refused, again and again.
+            let of_memory = slot.queue.blocked().is_some_and(|block| is_of_memory(block.code));
+            let windows = slot.queue.producer_count() as u64 * WINDOW_BYTES;
+            let wanted = if of_memory { (WINDOWS_FREE * windows).min(room_max / 8) } else { 0 };
+            let takes = wanted <= room && slot.queue.poll_unblocked(&self.memory);
+            if slot.queue.blocked().is_some() && !takes {
                 self.blocked.push_back(key);
                 continue;
             }
+            room = room.saturating_sub(wanted);
             slot.blocked = false;
             unblocked = true;
             let producers: Vec<_> =

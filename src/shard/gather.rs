@@ -126,68 +126,40 @@ impl Gather {
     }
 }
 
+/// Adds the named fields of a table's part to its sum. The others are to be named too, and are
+/// variables then: no field can be forgotten.
+macro_rules! add {
+    ($part:expr => $sum:expr, $table:path { $($added:ident)* }, others $($other:ident)*) => {
+        let $table { $($added,)* $($other),* } = $part;
+        $($sum.$added += $added;)*
+    };
+}
+
 /// Adds a shard's figures; what is the broker's is taken as it is.
 fn add_stats(sum: &mut wire::StatsT, part: wire::StatsT) {
-    sum.server_version = part.server_version;
-    sum.shards = part.shards;
-    sum.memory_limit_bytes = part.memory_limit_bytes;
-    sum.uptime_ms = sum.uptime_ms.max(part.uptime_ms);
-    sum.connections += part.connections;
-    sum.connections_accepted += part.connections_accepted;
-    sum.connections_shed += part.connections_shed;
-    sum.connections_refused += part.connections_refused;
-    sum.protocol_errors += part.protocol_errors;
-    sum.queues += part.queues;
-    sum.producers += part.producers;
-    sum.consumers += part.consumers;
-    sum.memory_used_bytes += part.memory_used_bytes;
-    sum.memory_chunk_bytes += part.memory_chunk_bytes;
-    sum.ready += part.ready;
-    sum.in_flight += part.in_flight;
-    sum.delayed += part.delayed;
-    sum.ticks += part.ticks;
-    sum.bytes_in += part.bytes_in;
-    sum.bytes_out += part.bytes_out;
-    sum.queues_blocked += part.queues_blocked;
-    sum.queues_deleted_messages += part.queues_deleted_messages;
-    sum.subscriptions += part.subscriptions;
-    sum.dead_lettering += part.dead_lettering;
-    sum.crossed_bytes += part.crossed_bytes;
-    sum.chunks_in_memory += part.chunks_in_memory;
-    sum.spilled_messages += part.spilled_messages;
-    sum.spilled_bytes += part.spilled_bytes;
-    sum.refilling += part.refilling;
-    sum.disk_limit_bytes = part.disk_limit_bytes;
-    sum.disk_allocated_bytes += part.disk_allocated_bytes;
-    sum.disk_used_bytes += part.disk_used_bytes;
-    sum.disk_free_bytes = part.disk_free_bytes;
-    sum.disk_writes += part.disk_writes;
-    sum.disk_reads += part.disk_reads;
-    sum.disk_written_bytes += part.disk_written_bytes;
-    sum.disk_read_bytes += part.disk_read_bytes;
-    sum.disk_write_errors += part.disk_write_errors;
-    sum.disk_read_errors += part.disk_read_errors;
-    sum.spill_state = worse_state(sum.spill_state.take(), part.spill_state);
-    let counters = sum.counters.get_or_insert_default();
-    let part = part.counters.unwrap_or_default();
-    counters.published += part.published;
-    counters.published_bytes += part.published_bytes;
-    counters.duplicates += part.duplicates;
-    counters.refused += part.refused;
-    counters.delivered += part.delivered;
-    counters.delivered_bytes += part.delivered_bytes;
-    counters.redelivered += part.redelivered;
-    counters.acked += part.acked;
-    counters.returned += part.returned;
-    counters.failed += part.failed;
-    counters.dead_lettered += part.dead_lettered;
-    counters.expired += part.expired;
-    counters.dropped_oldest += part.dropped_oldest;
-    counters.dropped_newest += part.dropped_newest;
-    counters.purged += part.purged;
-    counters.lost_damaged += part.lost_damaged;
-    counters.moved_in += part.moved_in;
-    counters.redriven += part.redriven;
+    add!(part => sum, wire::StatsT {
+        connections connections_accepted connections_shed connections_refused
+        protocol_errors queues producers consumers memory_used_bytes memory_chunk_bytes
+        ready in_flight delayed ticks bytes_in bytes_out queues_blocked
+        queues_deleted_messages subscriptions dead_lettering crossed_bytes chunks_in_memory
+        spilled_messages spilled_bytes refilling disk_allocated_bytes disk_used_bytes
+        disk_writes disk_reads disk_written_bytes disk_read_bytes disk_write_errors
+        disk_read_errors
+    }, others server_version shards memory_limit_bytes uptime_ms counters disk_limit_bytes
+        disk_free_bytes spill_state);
+    (sum.server_version, sum.shards) = (server_version, shards);
+    sum.memory_limit_bytes = memory_limit_bytes;
+    sum.disk_limit_bytes = disk_limit_bytes;
+    // Not every shard has asked for it yet.
+    sum.disk_free_bytes = sum.disk_free_bytes.max(disk_free_bytes);
+    sum.spill_state = worse_state(sum.spill_state.take(), spill_state);
+    sum.uptime_ms = sum.uptime_ms.max(uptime_ms);
+    let (part, sum) = (counters.unwrap_or_default(), sum.counters.get_or_insert_default());
+    add!(*part => sum, wire::QueueCountersT {
+        published published_bytes duplicates refused delivered delivered_bytes redelivered
+        acked returned failed dead_lettered expired dropped_oldest dropped_newest purged
+        lost_damaged moved_in redriven
+    }, others);
 }
 
 /// Of two shards' spill states the one that an operator has to know of.

@@ -107,6 +107,10 @@ impl Core {
                 let (limit, max) = ("memory_limit", full.limit_bytes);
                 Refused::limit(ErrorCode::MemoryLimit, limit, max, full.to_string())
             }
+            ExtendError::TooMany { leases_max, .. } => {
+                let limit = "EXTENDED_LEASES_PER_TICK_MAX";
+                Refused::limit(ErrorCode::ExtendsMax, limit, leases_max, error.to_string())
+            }
         })
     }
 

@@ -1,7 +1,7 @@
 //! One connection of a consumer, and what it feeds from: one or several subscriptions.
 
 use super::io::{Core, Shared, Stream, drive};
-use super::message::{Answers, Delivered, Log, Verb};
+use super::message::{Answers, Delivered, Log, Other};
 use crate::base::time::Mono;
 use crate::client::driver::{Link, Reopen, Setup};
 use crate::client::session::{Event, Refusal};
@@ -296,15 +296,14 @@ impl LaneCore {
                 false => counts.late += last - first + 1,
             }
         }
-        for (handle, connection, number, verb) in log.others.drain(..) {
-            let (kind, delay_ms, text) = match &verb {
-                Verb::Ack => unreachable!("acks have a list of their own"),
-                Verb::Extend { lease_ms } => {
+        for (handle, connection, number, other) in log.others.drain(..) {
+            let (kind, delay_ms, text) = match &other {
+                Other::Extend { lease_ms } => {
                     session.extend(handle, connection, number, number, *lease_ms);
                     continue;
                 }
-                Verb::GiveBack => (NackKind::Returned, None, ""),
-                Verb::Nack { kind, delay_ms, text } => (*kind, *delay_ms, &**text),
+                Other::GiveBack => (NackKind::Returned, None, ""),
+                Other::Nack { kind, delay_ms, text } => (*kind, *delay_ms, &**text),
             };
             let refusal = Refusal { kind, delay_ms, text };
             match session.nack(handle, connection, number, number, &refusal) {

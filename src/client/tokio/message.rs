@@ -205,19 +205,23 @@ impl Message {
     /// [`ClientError::Option`] if the delay is over 7 days; it is given back then.
     pub fn nack(mut self, delay: Option<Duration>, text: &str) -> Result<(), ClientError> {
         let delay_ms = delay.map(delay_ms).transpose()?;
-        self.answer(Verb::Nack { kind: NackKind::Failed, delay_ms, text: text.into() });
+        self.answer(Verb::Other(Other::Nack {
+            kind: NackKind::Failed,
+            delay_ms,
+            text: text.into(),
+        }));
         Ok(())
     }
 
     /// Gives it back untried: ready again at once, at its old place; no failure is counted.
     pub fn give_back(mut self) {
-        self.answer(Verb::GiveBack);
+        self.answer(Verb::Other(Other::GiveBack));
     }
 
     /// It can never be done: dead-lettered now. `text` as for [`nack`](Message::nack).
     pub fn reject(mut self, text: &str) {
         let kind = NackKind::Rejected;
-        self.answer(Verb::Nack { kind, delay_ms: None, text: text.into() });
+        self.answer(Verb::Other(Other::Nack { kind, delay_ms: None, text: text.into() }));
     }
 
     /// Lets its lease end so long from now; `None`: as long as the consumer's leases are. For
@@ -228,7 +232,7 @@ impl Message {
     pub fn extend(&self, lease: Option<Duration>) -> Result<(), ClientError> {
         let lease_ms = lease.map_or(Ok(0), lease_ms)?;
         if !self.answered {
-            self.run.answer(self.number, Verb::Extend { lease_ms });
+            self.run.answer(self.number, Verb::Other(Other::Extend { lease_ms }));
         }
         Ok(())
     }
@@ -257,7 +261,7 @@ impl Message {
 impl Drop for Message {
     fn drop(&mut self) {
         if !self.answered && self.receipt.is_none() {
-            self.run.answer(self.number, Verb::GiveBack);
+            self.run.answer(self.number, Verb::Other(Other::GiveBack));
         }
     }
 }
@@ -298,6 +302,12 @@ impl Receipt {
 #[derive(Clone, Debug)]
 pub(super) enum Verb {
     Ack,
+    Other(Other),
+}
+
+/// What becomes of it where it is not done, or not yet.
+#[derive(Clone, Debug)]
+pub(super) enum Other {
     GiveBack,
     Nack { kind: NackKind, delay_ms: Option<u32>, text: Box<str> },
     Extend { lease_ms: u32 },
@@ -319,7 +329,7 @@ pub(super) struct Log {
     /// Handle, connection, first and last delivery number of those that are done.
     pub(super) acks: Vec<(u32, u32, u64, u64)>,
     /// The others: handle, connection, delivery number.
-    pub(super) others: Vec<(u32, u32, u64, Verb)>,
+    pub(super) others: Vec<(u32, u32, u64, Other)>,
     /// The task knows that there is something.
     told: bool,
 }
@@ -347,7 +357,7 @@ impl Answers {
                 }
                 _ => log.acks.push((handle, connection, number, number)),
             },
-            verb => log.others.push((handle, connection, number, verb)),
+            Verb::Other(other) => log.others.push((handle, connection, number, other)),
         }
         if !std::mem::replace(&mut log.told, true) {
             drop(log);

@@ -1,7 +1,7 @@
 //! Handlers that run at the same time, so many at most.
 
 use super::consumer::Consumer;
-use super::message::{Message, Receipt, Verb};
+use super::message::{Message, Other, Receipt, Verb};
 use crate::client::ClientError;
 use crate::protocol::hot::NackKind;
 use ::tokio::task::JoinSet;
@@ -76,7 +76,7 @@ struct Undecided(Arc<Receipt>);
 
 impl Drop for Undecided {
     fn drop(&mut self) {
-        self.0.answer(Verb::GiveBack);
+        self.0.answer(Verb::Other(Other::GiveBack));
     }
 }
 
@@ -86,8 +86,9 @@ where
     R: Future<Output = Result<(), E>>,
     E: Display,
 {
-    let failed =
-        |text: &str| Verb::Nack { kind: NackKind::Failed, delay_ms: None, text: text.into() };
+    let failed = |text: &str| {
+        Verb::Other(Other::Nack { kind: NackKind::Failed, delay_ms: None, text: text.into() })
+    };
     let begun = catch_unwind(AssertUnwindSafe(|| handler(message)));
     let result = match begun {
         Ok(handling) => {

@@ -1,7 +1,8 @@
 //! Leases that end or are extended, nacks, back-off, bounds.
 
 use super::*;
-use crate::limits::LEASE_MS_DEFAULT;
+use crate::base::prng::Prng;
+use crate::limits::{EXTEND_RANGES_MAX, EXTENDED_LEASES_PER_TICK_MAX, LEASE_MS_DEFAULT};
 use crate::queue::policy::{Backoff, BackoffRule};
 
 const LEASE_MS: u64 = LEASE_MS_DEFAULT as u64;
@@ -337,4 +338,83 @@ fn an_extension_without_memory_for_all_leaves_nothing_behind_that_ends_twice() {
     assert_eq!((bench.queue.counters().failed, bench.bodies()), (2, vec!["b".into(), "c".into()]));
     assert_eq!(bench.ack(consumer, 1, 5), Acked { acked: 3, late: 2 });
     assert_eq!(bench.memory.budget.used_by(Account::InFlight), 0);
+}
+
+/// Each lease is of one message, so that what was extended counts the leases that were gone over.
+#[test]
+fn a_range_that_is_named_again_and_again_costs_no_more_than_twice_the_leases() {
+    const LEASES: usize = EXTENDED_LEASES_PER_TICK_MAX - 1000;
+    let mut bench = Bench::with(options(), strict());
+    let consumer = bench.consumer(2, LEASES as u32, false);
+    (0..LEASES).for_each(|_| assert_eq!(bench.publish(&["x"]), None));
+    assert_eq!(bench.deliveries().len(), LEASES);
+    for _ in 0..2 {
+        let (mut extended, mut refused) = (0, 0);
+        for nth in 0..EXTEND_RANGES_MAX {
+            // The same messages, but never the same range; by turns longer and shorter.
+            let (first, lease_ms) = (1 + nth as u64 % 7, 60_000 + nth as u32 % 2);
+            let (now, memory) = (bench.now, &mut bench.memory);
+            match bench.queue.extend(consumer, first, LEASES as u64, lease_ms, now, memory) {
+                Ok(Acked { acked, .. }) => extended += acked as usize,
+                Err(ExtendError::TooMany { leases_max, .. }) => {
+                    assert!(leases_max as usize >= 2 * LEASES);
+                    refused += 1;
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert!((LEASES..=4 * LEASES).contains(&extended), "{extended}");
+        assert!(refused >= EXTEND_RANGES_MAX - 4, "{refused}");
+        // One lease is free, whatever came before.
+        assert_eq!(bench.extend(consumer, 7, 7, 0), Acked { acked: 1, late: 0 });
+        bench.pass(1);
+    }
+    assert_eq!(bench.ack(consumer, 1, LEASES as u64).acked, LEASES as u64);
+    assert_eq!(bench.memory.budget.used_by(Account::InFlight), 0);
+}
+
+/// However runs were cut up before, and however the ranges cut them now: who names each delivery
+/// once is never refused, whatever it acks in between.
+#[test]
+fn each_delivery_can_always_be_extended_once() {
+    const MESSAGES: u64 = 12_000;
+    for seed in 0..4 {
+        let mut prng = Prng::new(seed);
+        let mut bench = Bench::with(options(), strict());
+        let consumer = bench.consumer(2, MESSAGES as u32, false);
+        let run = ["x"; 240];
+        (0..MESSAGES / 240).for_each(|_| assert_eq!(bench.publish(&run), None));
+        assert_eq!(bench.deliveries().len() as u64, MESSAGES);
+        // Leases within leases, some in three layers, and most of the ring's runs with holes.
+        for layer in [4, 2] {
+            for first in (1..=MESSAGES).step_by(3).filter(|first| first % layer != 0) {
+                if first > MESSAGES / 8 && prng.chance(100 * layer) {
+                    extend_once(&mut bench, consumer, first, first + layer / 2);
+                    bench.now.mono.0 += 1;
+                }
+            }
+        }
+        let layers = MESSAGES / 8 + 1;
+        (layers..MESSAGES).step_by(2).for_each(|id| extend_once(&mut bench, consumer, id, id));
+        bench.now.mono.0 += 1;
+        let (mut first, mut crossed) = (1, 0);
+        while first <= MESSAGES {
+            let last = (first + prng.below([2, 4, 9][seed as usize % 3])).min(MESSAGES);
+            extend_once(&mut bench, consumer, first, last);
+            crossed += last - first;
+            if prng.chance(300) {
+                bench.queue.ack(consumer, first, last, &mut bench.memory).unwrap();
+            }
+            first = last + 1;
+        }
+        assert!(crossed > EXTENDED_LEASES_PER_TICK_MAX as u64 / 2, "{crossed}");
+        bench.check();
+        bench.queue.ack(consumer, 1, MESSAGES, &mut bench.memory).unwrap();
+        assert_eq!(bench.memory.budget.used_by(Account::InFlight), 0);
+    }
+}
+
+fn extend_once(bench: &mut Bench, consumer: ConsumerKey, first: u64, last: u64) {
+    let extended = bench.queue.extend(consumer, first, last, 0, bench.now, &mut bench.memory);
+    assert_eq!(extended, Ok(Acked { acked: last - first + 1, late: 0 }));
 }

@@ -3,7 +3,8 @@
 
 use super::verbs::*;
 use super::*;
-use crate::protocol::hot::{NackKind, NackRange};
+use crate::limits::EXTEND_RANGES_MAX;
+use crate::protocol::hot::{ExtendRange, NackKind, NackRange};
 
 /// A queue `q` with so many messages and options, and its one connection.
 fn bench_with(messages: u64, options: wire::SubscriptionOptionsT) -> (Bench, Key) {
@@ -101,6 +102,37 @@ fn ranges_that_were_never_delivered_or_are_anothers_are_faults() {
     assert_eq!(first_of(&frames), ErrorCode::BadOption);
     assert_eq!(error_of(&frames[0]).1.limit_name.as_deref(), Some("BACKOFF_MS_MAX"));
     assert_eq!(bench.subscription(key, "q", "default").in_flight, 2);
+}
+
+/// One frame that names thousands of leases 2048 times: one answer, little work, and the consumer
+/// goes on as before.
+#[test]
+fn a_frame_that_extends_the_same_leases_again_and_again_is_refused_by_name() {
+    const LEASES: u64 = 3000;
+    let (mut bench, key) = bench_with(LEASES, short_lease());
+    bench.consumer(key, "q", 1, LEASES as u32);
+    bench.settle();
+    let range = ExtendRange { handle: 1, lease_ms: 0, first: 1, last: LEASES };
+    let all = range.encode().repeat(EXTEND_RANGES_MAX);
+    bench.wait(1);
+    let frames = bench.frame(key, Opcode::Extend, 0, &all);
+    assert_eq!(frames.len(), 1);
+    let (code, error) = error_of(&frames[0]);
+    assert_eq!((frames[0].0.handle, code), (1, ErrorCode::ExtendsMax));
+    assert!(ErrorCode::ExtendsMax.is_retryable() && !ErrorCode::ExtendsMax.is_fatal());
+    assert_eq!(error.limit_name.as_deref(), Some("EXTENDED_LEASES_PER_TICK_MAX"));
+    assert!((2 * LEASES..=4 * LEASES).contains(&error.limit_value), "{error:?}");
+    // Where no answer was asked for, each range that was not extended is told of.
+    bench.wait(1);
+    let frames = bench.bytes(key, &encode(Opcode::Extend, 0, 0, &range.encode().repeat(10)));
+    assert!((6..10).contains(&frames.len()), "{}", frames.len());
+    assert!(frames.iter().all(|frame| error_of(frame).0 == ErrorCode::ExtendsMax));
+    // In the next tick it is as it was; and all were extended.
+    bench.wait(998);
+    let done = AckDone::decode(&bench.extend(key, 1, 0, (1, LEASES))[0].1);
+    assert_eq!(done, Some(AckDone { acked: LEASES, late: 0 }));
+    bench.wait(999);
+    assert_eq!(bench.subscription(key, "q", "default").failed, 0);
 }
 
 #[test]

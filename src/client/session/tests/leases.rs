@@ -243,3 +243,31 @@ fn a_session_knows_whether_it_is_at_home() {
         assert_eq!(script.session.is_at_home(handle), at_home);
     }
 }
+
+/// The broker will have it later: nothing ends, and what is held is extended when it is due again.
+#[test]
+fn an_extension_that_comes_too_often_is_a_fault_and_is_tried_again() {
+    let mut script = Script::connected();
+    let handle = script.holder();
+    script.deliver(handle, 1, 5);
+    script.sent();
+    let half_ms = u64::from(LEASE_MS) / 2;
+    for round in 1..=3 {
+        script.session.handle_timeout(NOW.plus_ms(round * half_ms));
+        // A probe may be among them.
+        let mut frames = script.sent();
+        frames.retain(|frame| frame.0.opcode == Opcode::Extend as u8);
+        let extends: Vec<_> = ExtendRange::decode_all(&frames[0].1).unwrap().collect();
+        assert_eq!(extends, [ExtendRange { handle, lease_ms: 0, first: 1, last: 5 }]);
+        let error = wire::ErrorT { code: ErrorCode::ExtendsMax as u16, ..Default::default() };
+        script.answer(Answer::Error(error), handle, 0);
+        match script.event() {
+            Event::Fault { handle: of, error } => {
+                assert!(of == handle && error.is_retryable(), "{error:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(script.session.is_connected());
+    assert!(script.session.ack(handle, 1, 1, 5));
+}
