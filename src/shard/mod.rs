@@ -227,7 +227,10 @@ impl<W: World> Shard<W> {
         budget: Arc<DiskBudget>,
     ) -> std::io::Result<()> {
         let file = self.disk.open(&format!("spill-{}.dat", self.core.config.shard))?;
-        let warm_bytes = self.disk.file_bytes(file)?;
+        let found_bytes = self.disk.file_bytes(file)?;
+        // What stands behind a hole, or is no whole extent, nobody would count.
+        let warm_bytes = found_bytes - found_bytes % shape.extent_bytes();
+        self.disk.cut(file, warm_bytes)?;
         self.core.open_spill(file, SpillShape { warm_bytes, ..shape }, budget);
         Ok(())
     }

@@ -234,6 +234,22 @@ impl Device {
         (blocks * DISK_ALIGN_BYTES).min(file.bytes.len()) as u64
     }
 
+    /// Cuts a file off.
+    pub fn cut(&mut self, file: FileId, bytes: usize) {
+        let file = &mut self.files[file.0 as usize];
+        file.forget(bytes as u64..u64::MAX);
+        file.bytes.truncate(bytes);
+        let blocks = bytes.div_ceil(DISK_ALIGN_BYTES).min(file.blocks.len());
+        self.used_blocks -= file.blocks.drain(blocks..).filter(|there| *there).count();
+        file.strays.retain(|&block| block < blocks);
+        file.unsynced.retain(|sector, _| (sector + 1) * SECTOR_BYTES <= bytes);
+    }
+
+    /// Whether anything was ever spoiled since the process began.
+    pub fn has_damage(&self) -> bool {
+        self.files.iter().any(|file| !file.damaged.is_empty())
+    }
+
     /// Length of a file.
     pub fn length(&self, file: FileId) -> usize {
         self.files[file.0 as usize].bytes.len()

@@ -74,6 +74,11 @@ impl Disk for SimDisk {
         Ok(self.universe.device.borrow().file_bytes(file))
     }
 
+    fn cut(&mut self, file: FileId, bytes: u64) -> std::io::Result<()> {
+        self.universe.device.borrow_mut().cut(file, bytes as usize);
+        Ok(())
+    }
+
     fn free_bytes(&self) -> Option<u64> {
         Some(self.universe.device.borrow().free_bytes())
     }

@@ -231,6 +231,8 @@ covers! {
     EvictedClean = "evicted_clean",
     /// Messages were lost that the disk had spoiled.
     Lost = "lost",
+    /// A consumer was ended because it had half of a large message whose rest was lost.
+    LostInFragments = "lost_in_fragments",
     /// A damaged chunk was saved in part.
     Salvaged = "salvaged",
     /// The spill files had all that they may have.
