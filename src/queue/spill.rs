@@ -127,6 +127,11 @@ impl Queue {
         self.log.want(absent);
     }
 
+    /// Whether a chunk is still on its way to disk; one that is done with is not.
+    pub fn is_leaving(&self, chunk: u64) -> bool {
+        self.log.held(chunk).is_some_and(|entry| entry.travel == Travel::Write)
+    }
+
     /// Whether a chunk is absent still; one that is gone is not.
     pub fn is_absent(&self, chunk: u64) -> bool {
         self.log.is_absent(chunk)

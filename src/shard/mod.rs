@@ -313,6 +313,11 @@ impl<W: World> Shard<W> {
         (self.core.spill.charged_bytes() as u64, self.core.waiting.peek_count())
     }
 
+    /// Chunks that are not free, for the checkers.
+    pub fn used_chunks(&self) -> usize {
+        self.core.memory.used_chunks()
+    }
+
     fn next_wait(&self) -> Option<Duration> {
         if self.busy_poll || self.acceptable || !self.readable.is_empty() || self.core.has_work() {
             return Some(Duration::ZERO);

@@ -112,6 +112,11 @@ impl<W: SimulatedWorld> Cluster<W> {
         costs.fold((0, 0), |sum, cost| (sum.0 + cost.0, sum.1 + cost.1))
     }
 
+    /// Chunks of all shards that are not free.
+    pub fn used_chunks(&self) -> usize {
+        self.members.iter().map(|member| member.shard.used_chunks()).sum()
+    }
+
     /// How often a shard has run.
     pub fn ticks(&self, nth: usize) -> u64 {
         self.members[nth].ticks

@@ -208,7 +208,8 @@ impl<W: SimulatedWorld> Run<W> {
 
     fn describe_memory(&self) -> String {
         let budgets: Vec<_> = self.cluster.budgets().collect();
-        format!("{budgets:?} {}", self.watch.describe())
+        let (costs, chunks) = (self.cluster.spill_costs().0, self.cluster.used_chunks());
+        format!("{budgets:?}, {chunks} chunks, {costs} for files, {}", self.watch.describe())
     }
 
     /// Clocks jump, the process stands still or ends.
@@ -351,7 +352,8 @@ impl<W: SimulatedWorld> Run<W> {
             if left == file && chunks <= slabs_max && !on_disk {
                 return Ok(());
             }
-            if passed_ms > 60_000 {
+            // A release that failed is tried again after a minute; then there is one a second.
+            if passed_ms > if on_disk { 200_000 } else { 60_000 } {
                 let (queues, memory) = (self.cluster.queues().count(), self.describe_memory());
                 return Err(format!("{queues} queues are left, and in the budget {memory}"));
             }
