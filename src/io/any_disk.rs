@@ -84,6 +84,13 @@ impl Disk for AnyDisk {
         }
     }
 
+    fn cut(&mut self, file: FileId, bytes: u64) -> std::io::Result<()> {
+        match self {
+            AnyDisk::Uring(disk) => disk.cut(file, bytes),
+            AnyDisk::Threads(disk) => disk.cut(file, bytes),
+        }
+    }
+
     fn free_bytes(&self) -> Option<u64> {
         match self {
             AnyDisk::Uring(disk) => disk.free_bytes(),

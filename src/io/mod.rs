@@ -268,6 +268,12 @@ pub trait Disk {
     /// # Errors
     /// As the system says.
     fn file_bytes(&self, file: FileId) -> std::io::Result<u64>;
+    /// Cuts a file off behind so many bytes; what stood there goes back to the file system. Blocks;
+    /// for boot, not for ticks.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn cut(&mut self, file: FileId, bytes: u64) -> std::io::Result<()>;
     /// Free bytes of the file system, as far as we may use them; `None` if the system does not say
     /// or nothing is open yet. Cheap.
     fn free_bytes(&self) -> Option<u64>;

@@ -121,6 +121,10 @@ impl Disk for ThreadDisk {
         self.files[file.0 as usize].block_bytes()
     }
 
+    fn cut(&mut self, file: FileId, bytes: u64) -> std::io::Result<()> {
+        self.files[file.0 as usize].file.set_len(bytes)
+    }
+
     fn free_bytes(&self) -> Option<u64> {
         self.directory.free_bytes()
     }

@@ -2,7 +2,7 @@
 //! those that it had.
 
 use crate::base::slot_map::Key;
-use crate::queue::log::Log;
+use crate::queue::log::{Log, Position};
 use crate::queue::portion::Portion;
 use crate::queue::subscription::{Parts, Subscription};
 use std::ops::Range;
@@ -30,6 +30,14 @@ impl Subscription {
         let all = counts.iter().sum::<u64>() + ahead;
         self.note_lost(all, parts);
         all
+    }
+
+    /// A chunk came back with others than its own bytes in the place of what is lost: a cursor in it
+    /// is sought anew, by its sequence.
+    pub(super) fn forget_place_in(&mut self, chunk: u64) {
+        if self.cursor.chunk == chunk {
+            self.cursor = Position::chunk_start(chunk);
+        }
     }
 
     /// Those ahead of the cursor leave a hole there.
@@ -98,11 +106,13 @@ impl Subscription {
 }
 
 impl Log {
-    /// What `count` messages of the chunk with message `sequence` count of its bytes: exact if it is
-    /// all of them, or all are alike; nothing tells more.
-    fn share_of_chunk(&self, at: crate::queue::log::Position, sequence: u64, count: u64) -> u64 {
-        let found = self.settle(self.seek(at, sequence)).map(|at| self.chunk(at.chunk));
-        found.map_or(0, |entry| {
+    /// What `count` messages of the chunk with message `sequence`, which is not in front of `at`,
+    /// count of its bytes: exact if it is all of them, or all are alike; nothing tells more. It needs
+    /// no look into a chunk.
+    fn share_of_chunk(&self, at: Position, sequence: u64, count: u64) -> u64 {
+        let skipped = at.chunk.saturating_sub(self.front) as usize;
+        let mut held = self.chunks.iter().skip(skipped).flatten();
+        held.find(|entry| sequence < entry.end_sequence()).map_or(0, |entry| {
             u64::from(entry.records_bytes) * count / u64::from(entry.count.max(1))
         })
     }

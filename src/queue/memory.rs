@@ -264,6 +264,12 @@ pub fn is_of_memory(code: ErrorCode) -> bool {
     matches!(code, E::MemoryLimit | E::DiskLimit | E::DiskFull | E::DiskError)
 }
 
+/// As [`is_of_memory`], of a code by its name.
+pub fn is_named_of_memory(name: &str) -> bool {
+    use ErrorCode as E;
+    [E::MemoryLimit, E::DiskLimit, E::DiskFull, E::DiskError].iter().any(|code| code.name() == name)
+}
+
 /// Chunks and the budget they are charged to.
 pub struct Memory {
     /// The budget of the shard.
@@ -379,6 +385,11 @@ impl Memory {
     /// Bytes of chunks that are charged and free.
     pub fn free_chunk_bytes(&self) -> usize {
         self.pool.free_bytes()
+    }
+
+    /// Bytes of the chunk that is set aside for a refill, while nobody has it.
+    pub fn kept_chunk_bytes(&self) -> usize {
+        self.kept_chunk.as_ref().map_or(0, ChunkWriter::capacity_bytes)
     }
 
     /// Chunks that somebody writes or reads.

@@ -127,6 +127,11 @@ impl Queue {
         self.log.want(absent);
     }
 
+    /// Whether a chunk is still on its way to disk; one that is done with is not.
+    pub fn is_leaving(&self, chunk: u64) -> bool {
+        self.log.held(chunk).is_some_and(|entry| entry.travel == Travel::Write)
+    }
+
     /// Whether a chunk is absent still; one that is gone is not.
     pub fn is_absent(&self, chunk: u64) -> bool {
         self.log.is_absent(chunk)
@@ -154,6 +159,11 @@ impl Queue {
     ) -> u64 {
         self.drop_waits = None;
         self.log.handle_refill_put_off(chunk);
+        for nth in 0..self.turns.len() {
+            if let Some((subscription, _)) = self.parts(self.turns[nth], memory) {
+                subscription.forget_place_in(chunk);
+            }
+        }
         let Some(lost) = self.log.lost_range(chunk, sequences) else { return 0 };
         self.log.note_lost(&lost);
         let (mut count, mut closed) = (0, Vec::new());
@@ -201,6 +211,12 @@ impl Queue {
     /// Bytes of chunks that are absent.
     pub fn spilled_bytes(&self) -> u64 {
         self.log.spilled.absent_bytes
+    }
+
+    /// Bytes of the images that its chunks have on disk, counted anew, for the checkers.
+    pub fn disk_bytes(&self) -> u64 {
+        let places = self.log.chunks.iter().flatten().filter_map(|entry| entry.place.as_ref());
+        places.map(|place| place.image_bytes() as u64).sum()
     }
 
     /// Chunks that are being read.
@@ -431,9 +447,11 @@ impl Log {
         let bytes = entry.memory_bytes();
         let spilled = &mut self.spilled;
         spilled.reading -= 1;
-        let entry = self.chunks[(chunk - self.front) as usize].as_ref();
+        let entry = self.chunks[(chunk - self.front) as usize].as_mut();
         if let Some(entry) = entry {
             spilled.note_present(entry);
+            // Of a damaged one, what is lost at its end takes less than what stood there.
+            entry.filled = sealed.reader().filled_bytes() as u32;
         }
         self.note_memory(0, bytes);
         true

@@ -14,7 +14,7 @@ enum Sum {
     Ranges { done: AckDone, fault: Option<(u32, Vec<u8>)> },
     Listing { count_max: usize, listing: wire::QueueListingT },
     Stats(Box<wire::StatsT>),
-    Trimmed(wire::TrimmedT),
+    Trimmed { sum: wire::TrimmedT, fault: Option<(u32, Vec<u8>)> },
 }
 
 /// An answer that waits for its parts.
@@ -41,7 +41,7 @@ impl Gather {
                 listing: wire::QueueListingT::default(),
             },
             Request::BrokerStats(_) => Sum::Stats(Box::default()),
-            Request::Trim(_) => Sum::Trimmed(wire::TrimmedT::default()),
+            Request::Trim(_) => Sum::Trimmed { sum: wire::TrimmedT::default(), fault: None },
             _ => return None,
         };
         let waiting = u32::MAX >> (u32::BITS - shards);
@@ -63,7 +63,7 @@ impl Gather {
             Sum::Ranges { .. } => matches!(opcode, Opcode::AckDone | Opcode::Error),
             Sum::Listing { .. } => opcode == Opcode::QueueListing,
             Sum::Stats(_) => opcode == Opcode::Stats,
-            Sum::Trimmed(_) => opcode == Opcode::Trimmed,
+            Sum::Trimmed { .. } => matches!(opcode, Opcode::Trimmed | Opcode::Error),
         };
         fits && self.correlation == correlation && self.waiting & 1 << shard != 0
     }
@@ -71,7 +71,7 @@ impl Gather {
     fn add(&mut self, shard: usize, opcode: Opcode, handle: u32, payload: &[u8]) {
         self.waiting &= !(1 << shard);
         match &mut self.sum {
-            Sum::Ranges { fault, .. } if opcode == Opcode::Error => {
+            Sum::Ranges { fault, .. } | Sum::Trimmed { fault, .. } if opcode == Opcode::Error => {
                 fault.get_or_insert_with(|| (handle, payload.to_vec()));
             }
             Sum::Ranges { done, .. } => {
@@ -91,7 +91,7 @@ impl Gather {
                     add_stats(stats, part);
                 }
             }
-            Sum::Trimmed(sum) => {
+            Sum::Trimmed { sum, .. } => {
                 if let Ok(Answer::Trimmed(part)) = Answer::decode(opcode, payload) {
                     sum.released_bytes += part.released_bytes;
                     sum.disk_allocated_bytes += part.disk_allocated_bytes;
@@ -103,7 +103,8 @@ impl Gather {
     /// The whole answer: its opcode, handle and payload.
     fn finish(self) -> (Opcode, u32, Vec<u8>) {
         match self.sum {
-            Sum::Ranges { fault: Some((handle, error)), .. } => (Opcode::Error, handle, error),
+            Sum::Ranges { fault: Some((handle, error)), .. }
+            | Sum::Trimmed { fault: Some((handle, error)), .. } => (Opcode::Error, handle, error),
             Sum::Ranges { done, .. } => (Opcode::AckDone, 0, done.encode().to_vec()),
             Sum::Listing { count_max, mut listing } => {
                 let queues = listing.queues.get_or_insert_default();
@@ -117,7 +118,7 @@ impl Gather {
                 let answer = Answer::Stats(*stats);
                 (answer.opcode(), self.handle, answer.encode())
             }
-            Sum::Trimmed(sum) => {
+            Sum::Trimmed { sum, .. } => {
                 let answer = Answer::Trimmed(sum);
                 (answer.opcode(), self.handle, answer.encode())
             }
@@ -251,6 +252,14 @@ mod tests {
         let mut gather = Gather::ranges(5, 0b11);
         gather.add(0, Opcode::AckDone, 0, &AckDone { acked: 1, late: 2 }.encode());
         gather.add(1, Opcode::Error, 7, b"why");
+        assert_eq!(gather.finish(), (Opcode::Error, 7, b"why".to_vec()));
+        // What one shard cannot do now is not done, and no part is left to be waited for.
+        let request = Request::Trim(wire::TrimT {});
+        let mut gather = Gather::everywhere(&request, &FrameHeader::default(), 2).unwrap();
+        gather.add(1, Opcode::Error, 7, b"why");
+        let done = Answer::Trimmed(wire::TrimmedT { released_bytes: 1, ..Default::default() });
+        gather.add(0, Opcode::Trimmed, 0, &done.encode());
+        assert_eq!(gather.waiting, 0);
         assert_eq!(gather.finish(), (Opcode::Error, 7, b"why".to_vec()));
     }
 }

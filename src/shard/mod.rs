@@ -46,7 +46,7 @@ use crate::queue::Queue;
 use crate::queue::memory::Budget;
 use crate::shard::connection::Place;
 use crate::shard::core::Core;
-use crate::storage::spill::{DiskBudget, SpillShape};
+use crate::storage::spill::{DiskBudget, SpillShape, SpillState, SpillStats};
 use mailbox::{Command, Commands};
 use post::{Office, Post};
 use remote::Session;
@@ -227,7 +227,10 @@ impl<W: World> Shard<W> {
         budget: Arc<DiskBudget>,
     ) -> std::io::Result<()> {
         let file = self.disk.open(&format!("spill-{}.dat", self.core.config.shard))?;
-        let warm_bytes = self.disk.file_bytes(file)?;
+        let found_bytes = self.disk.file_bytes(file)?;
+        // What stands behind a hole, or is no whole extent, nobody would count.
+        let warm_bytes = found_bytes - found_bytes % shape.extent_bytes();
+        self.disk.cut(file, warm_bytes)?;
         self.core.open_spill(file, SpillShape { warm_bytes, ..shape }, budget);
         Ok(())
     }
@@ -297,6 +300,22 @@ impl<W: World> Shard<W> {
     /// Bytes used of the memory limit, for the checkers.
     pub fn budget(&self) -> &crate::queue::memory::Budget {
         self.core.budget()
+    }
+
+    /// Whether it can spill, and what its file holds, for the checkers.
+    pub fn spilling(&self) -> (SpillState, SpillStats) {
+        (self.core.spill.state(), self.core.spill.stats())
+    }
+
+    /// Bytes charged for what is known of the file, and the peeks that wait for it, for the
+    /// checkers.
+    pub fn spill_costs(&self) -> (u64, usize) {
+        (self.core.spill.charged_bytes() as u64, self.core.waiting.peek_count())
+    }
+
+    /// Chunks that are not free, for the checkers.
+    pub fn used_chunks(&self) -> usize {
+        self.core.memory.used_chunks()
     }
 
     fn next_wait(&self) -> Option<Duration> {

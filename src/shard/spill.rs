@@ -146,6 +146,11 @@ impl Spill {
         self.open.as_mut().map(|open| &mut open.store)
     }
 
+    /// Memory charged for what is known of the file.
+    pub fn charged_bytes(&self) -> usize {
+        self.charged_bytes
+    }
+
     /// By what the file grows and shrinks.
     pub fn extent_bytes(&self) -> u64 {
         self.open.as_ref().map_or(0, |open| open.extent_bytes)
@@ -250,7 +255,8 @@ impl Core {
 
     /// Memory that messages use of what they may, over all shards as far as this one can see.
     pub(super) fn messages_used(&self) -> u64 {
-        let free = self.memory.budget.free_for_chunks() + self.memory.free_chunk_bytes() as u64;
+        let unused = self.memory.free_chunk_bytes() + self.memory.kept_chunk_bytes();
+        let free = self.memory.budget.free_for_chunks() + unused as u64;
         self.spill.messages_bytes.saturating_sub(free)
     }
 
@@ -305,7 +311,24 @@ impl Core {
             }
         } else if used > self.spill.high_bytes && self.spill.stats().writes_under_way == 0 {
             self.write_gathered();
+        } else {
+            self.drop_done();
         }
+    }
+
+    /// What was gathered and is done with meanwhile takes memory for nothing.
+    fn drop_done(&mut self) {
+        let (queues, spill) = (&self.queues, &mut self.spill);
+        let (mut bytes, mut image_bytes) = (0, 0);
+        spill.gathered.retain(|(owner, sealed)| {
+            let slot = queues.at(owner.queue);
+            let stays = slot.is_some_and(|slot| slot.queue.is_leaving(owner.chunk));
+            bytes += if stays { 0 } else { u64::from(owner.bytes) };
+            image_bytes += if stays { 0 } else { sealed.image().len() };
+            stays
+        });
+        spill.leaving_bytes -= bytes;
+        spill.gathered_bytes -= image_bytes;
     }
 
     /// A chunk that was to be written stays in memory.

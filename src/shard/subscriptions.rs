@@ -83,7 +83,13 @@ impl Core {
     pub fn close_deleted(&mut self, queue: Key) {
         while let Some(slot) = self.queues.at_mut(queue) {
             let Some((owner, code)) = slot.queue.poll_closed() else { return };
-            let text = format!("the subscription of queue `{}` was deleted", slot.queue.name());
+            let name = slot.queue.name();
+            let text = match code {
+                ErrorCode::DiskError => {
+                    format!("the rest of a large message of queue `{name}` is lost on disk")
+                }
+                _ => format!("the subscription of queue `{name}` was deleted"),
+            };
             self.close_with(owner, code, &text);
         }
     }

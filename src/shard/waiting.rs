@@ -37,6 +37,13 @@ pub(super) struct Waiting {
     trims: Vec<WaitingTrim>,
 }
 
+impl Waiting {
+    /// Peeks that wait.
+    pub fn peek_count(&self) -> usize {
+        self.peeks.len()
+    }
+}
+
 impl Core {
     /// A peek needs what is on disk: it is answered when that is there.
     pub fn wait_with_peek(

@@ -47,6 +47,8 @@ pub enum Asked {
     List,
     /// The broker's figures.
     Stats,
+    /// Space on disk that nothing needs is to be given back.
+    Trim,
     /// The creation of a subscription; whether with other options than it has.
     CreateSubscription(Feed, bool),
     /// New options for a subscription.
@@ -91,7 +93,8 @@ pub fn ask(stage: &mut Stage, link: &mut Link, correlation: u32) -> Asked {
             let list = wire::QueueListT { prefix, after: None, count_max: 100 };
             (Request::QueueList(list), Asked::List)
         }
-        50..60 => (Request::BrokerStats(wire::BrokerStatsT {}), Asked::Stats),
+        50..58 => (Request::BrokerStats(wire::BrokerStatsT {}), Asked::Stats),
+        58..60 => (Request::Trim(wire::TrimT {}), Asked::Trim),
         60..65 => {
             link.send(Opcode::Ping, 0, correlation, &[]);
             return Asked::Ping;
@@ -250,6 +253,11 @@ pub fn judge(stage: &mut Stage, asked: Asked, answer: Answer) -> Checked {
                 return Err(format!("over the memory limit: {stats:?}"));
             }
         }
+        (Asked::Trim, Answer::Trimmed(done)) => {
+            if done.released_bytes > 0 {
+                universe.cover(Cover::Trimmed);
+            }
+        }
         (asked, answer) => return requests::judge(stage, asked, answer),
     }
     Ok(())
@@ -274,6 +282,10 @@ fn judge_error(stage: &Stage, asked: &Asked, error: &wire::ErrorT) -> Checked {
             true
         }
         (_, ErrorCode::Draining) => true,
+        (Asked::Peek(_) | Asked::Trim, ErrorCode::Refilling) => {
+            universe.cover(Cover::PeekRefused);
+            true
+        }
         (Asked::Create(nth, other), ErrorCode::QueueExists) => {
             universe.cover(Cover::QueueExists);
             // Its subscriptions count as well, and they change.

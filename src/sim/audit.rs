@@ -188,6 +188,7 @@ impl Model {
             || left.dropped_oldest > 0
             || left.purged > 0
             || left.dead_lettered > 0
+            || left.lost_damaged > 0
             || plan.queues[of.rules.graveyard].auto_acks;
         if stable && !plan.restarts && (buried > dead || (buried < dead && !unseen)) {
             return Err(format!(

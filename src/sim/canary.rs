@@ -32,6 +32,10 @@ impl SimulatedWorld for CanaryWorld {
     fn net(net: SimNet) -> CanaryNet {
         CanaryNet { net, bug: Bug::Order, follows: BTreeMap::new() }
     }
+
+    fn disk(disk: SimDisk) -> SimDisk {
+        disk
+    }
 }
 
 /// See the module.
@@ -46,6 +50,10 @@ impl World for LateCanaryWorld {
 impl SimulatedWorld for LateCanaryWorld {
     fn net(net: SimNet) -> CanaryNet {
         CanaryNet { net, bug: Bug::LateAcks, follows: BTreeMap::new() }
+    }
+
+    fn disk(disk: SimDisk) -> SimDisk {
+        disk
     }
 }
 

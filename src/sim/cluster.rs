@@ -15,6 +15,7 @@ use crate::sim::net::SimNet;
 use crate::sim::plan::Plan;
 use crate::sim::trace::Cover;
 use crate::sim::world::{SimulatedWorld, Universe};
+use crate::storage::spill::{DiskBudget, SpillState, SpillStats};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,8 @@ struct Member<W: SimulatedWorld> {
     due_ns: Option<u64>,
     /// When it last began to run.
     ticked_ns: u64,
+    /// How often it ran.
+    ticks: u64,
 }
 
 /// See the module.
@@ -35,6 +38,7 @@ pub struct Cluster<W: SimulatedWorld> {
     members: Vec<Member<W>>,
     office: Arc<Office>,
     adoptions: Adoptions<W>,
+    disk_budget: Arc<DiskBudget>,
 }
 
 impl<W: SimulatedWorld> Cluster<W> {
@@ -45,14 +49,20 @@ impl<W: SimulatedWorld> Cluster<W> {
         let common = CommonBudget::new(limit, reserve, shards, plan.grant_bytes);
         let office = Office::new(shards, plan.post, common);
         let rings = adoptions::<W>(shards, plan.adoptions_max);
+        let disk_budget = DiskBudget::new(plan.spill.map_or(0, |spill| spill.limit_bytes));
+        universe.forget_disks();
         let member = |nth: u32| {
             let net = W::net(SimNet::new(Rc::clone(universe), nth as usize));
-            let disk = SimDisk::new(Rc::clone(universe));
+            let disk = W::disk(SimDisk::new(Rc::clone(universe)));
             let clock = SimClock::new(Rc::clone(universe));
             let config = ShardConfig { shard: nth, ..config.clone() };
             let commands = commands();
             let told = Arc::clone(&commands);
             let mut shard = Shard::new(config, net, disk, clock, Rc::new(HeapSlabs), told);
+            if let Some(spill) = plan.spill {
+                let opened = shard.open_spill(spill.shape, Arc::clone(&disk_budget));
+                opened.expect("the simulated disk opens every file");
+            }
             if shards > 1 {
                 let universe = Rc::clone(universe);
                 let wake = move |to| {
@@ -61,11 +71,18 @@ impl<W: SimulatedWorld> Cluster<W> {
                 };
                 shard.join(Arc::clone(&office), Arc::clone(&rings), Box::new(wake));
             }
-            Member { shard, commands, status: Status::Running, due_ns: Some(0), ticked_ns: 0 }
+            Member {
+                shard,
+                commands,
+                status: Status::Running,
+                due_ns: Some(0),
+                ticked_ns: 0,
+                ticks: 0,
+            }
         };
         let members = (0..shards).map(member).collect();
         let universe = Rc::clone(universe);
-        Cluster { universe, members, office, adoptions: rings }
+        Cluster { universe, members, office, adoptions: rings, disk_budget }
     }
 
     /// Whether any shard runs.
@@ -76,6 +93,38 @@ impl<W: SimulatedWorld> Cluster<W> {
     /// All queues, by shard and name.
     pub fn queues(&self) -> impl Iterator<Item = (&str, &Queue)> {
         self.members.iter().flat_map(|member| member.shard.queues())
+    }
+
+    /// All queues, each with the number of its shard.
+    pub fn queues_by_shard(&self) -> impl Iterator<Item = (usize, &Queue)> {
+        let members = self.members.iter().enumerate();
+        members.flat_map(|(nth, member)| member.shard.queues().map(move |(_, queue)| (nth, queue)))
+    }
+
+    /// Of each shard whether it can spill, and what its file holds.
+    pub fn spills(&self) -> impl Iterator<Item = (SpillState, SpillStats)> {
+        self.members.iter().map(|member| member.shard.spilling())
+    }
+
+    /// Of all shards the bytes charged for what is known of spill files, and the peeks that wait.
+    pub fn spill_costs(&self) -> (u64, usize) {
+        let costs = self.members.iter().map(|member| member.shard.spill_costs());
+        costs.fold((0, 0), |sum, cost| (sum.0 + cost.0, sum.1 + cost.1))
+    }
+
+    /// Chunks of all shards that are not free.
+    pub fn used_chunks(&self) -> usize {
+        self.members.iter().map(|member| member.shard.used_chunks()).sum()
+    }
+
+    /// How often a shard has run.
+    pub fn ticks(&self, nth: usize) -> u64 {
+        self.members[nth].ticks
+    }
+
+    /// What all spill files may have and have.
+    pub fn disk_budget(&self) -> &DiskBudget {
+        &self.disk_budget
     }
 
     /// The budget of each shard.
@@ -114,7 +163,9 @@ impl<W: SimulatedWorld> Cluster<W> {
 
     fn is_ready(&self, nth: usize) -> bool {
         let due = self.members[nth].due_ns.is_some_and(|at| at <= self.universe.mono().0);
-        due || self.universe.net.borrow().has_events(nth)
+        let disk_due = self.universe.disk_due_of(nth);
+        due || disk_due.is_some_and(|at| at <= self.universe.mono().0)
+            || self.universe.net.borrow().has_events(nth)
     }
 
     fn next(&self) -> Option<usize> {
@@ -146,6 +197,7 @@ impl<W: SimulatedWorld> Cluster<W> {
         }
         let member = &mut self.members[nth];
         member.ticked_ns = now_ns;
+        member.ticks += 1;
         member.status = member.shard.tick().map_err(|error| format!("tick: {error}"))?;
         let now_ns = universe.mono().0;
         member.due_ns = member.shard.wait().map(|wait| now_ns + wait.as_nanos() as u64);

@@ -1,7 +1,7 @@
 //! The deterministic world: the real shard over a simulated network, disk and clock, from one u64
 //! seed, with clients good and bad, a naive model and checkers after every step.
 //!
-//! - `world`, `clock`, `net`, `disk`: the world behind the seam of `io`
+//! - `world`, `clock`, `net`, `disk`, `device`: the world behind the seam of `io`
 //! - `cluster`: the broker's shards, and which of them runs next
 //! - `trace`: the hash over all events, and what a run has met
 //! - `plan`, `rules`: what a seed draws before the first step
@@ -11,8 +11,8 @@
 //!   frame
 //! - `session_peer`: one that uses the client library's session
 //! - `hostile`: the others
-//! - `spill`: chunks to disk and back
 //! - `model`, `audit`: what a broker owes its clients; whether its queues say the same
+//! - `spill`: whether what is on disk adds up, and only that is lost which the device has spoiled
 //! - `run`: one run from the first step to the last drained message
 //! - `cli`, `canary`: the `sim` binary; the planted bug that it must find
 
@@ -25,6 +25,7 @@ pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod consumer;
+pub mod device;
 pub mod disk;
 pub mod hostile;
 pub mod lease;

@@ -48,6 +48,8 @@ pub struct Peer {
     silent_settles: u64,
     /// The broker has closed handles of this connection by itself.
     closed_unasked: bool,
+    /// When a consumer of it was last ended because messages are lost.
+    broken_ns: Option<u64>,
     /// Takes part in the end of the run only.
     pub for_the_rest: bool,
 }
@@ -84,6 +86,7 @@ impl Peer {
             ending: false,
             silent_settles: 0,
             closed_unasked: false,
+            broken_ns: None,
             for_the_rest: false,
         }
     }
@@ -405,6 +408,7 @@ impl Peer {
             (Asked::Pull(handle), Answer::Error(error)) => {
                 self.pull_refused(stage, handle, correlation, &error)?;
             }
+            (Asked::Settle(asked), Answer::Error(_)) if self.is_excused(&asked) => {}
             (Asked::Settle(asked), Answer::Error(error)) => settle_refused(stage, &asked, &error)?,
             (asked, answer) => judge(stage, asked, answer)?,
         }
@@ -444,7 +448,7 @@ impl Peer {
         let Some(Asked::Settle(asked)) = self.asked.remove(&correlation) else {
             return Err("an ack's end that nobody waits for".into());
         };
-        if !asked.generations.iter().all(|&of| stands(stage, of)) {
+        if !asked.generations.iter().all(|&of| stands(stage, of)) || self.is_excused(&asked) {
             return Ok(());
         }
         if asked.late > 0 {
@@ -485,6 +489,12 @@ impl Peer {
         Ok(())
     }
 
+    /// Whether a consumer ended by itself after this was asked, as the broker lost what it had half
+    /// of.
+    fn is_excused(&self, asked: &SettleAsked) -> bool {
+        self.broken_ns.is_some_and(|broken_ns| asked.sent_ns <= broken_ns)
+    }
+
     fn handle_closed(&mut self, stage: &mut Stage, handle: u32, correlation: u32) -> Checked {
         if correlation != 0 && !matches!(self.asked.remove(&correlation), Some(Asked::Close)) {
             return Err(format!("CLOSED {correlation} of handle {handle}, which was not asked"));
@@ -516,6 +526,11 @@ impl Peer {
                 true
             }
             ErrorCode::ProducerFenced => true,
+            ErrorCode::DiskError => {
+                stage.universe.cover(Cover::LostInFragments);
+                self.broken_ns = Some(stage.universe.mono().0);
+                stage.universe.device.borrow().has_damage()
+            }
             ErrorCode::LateAck => self.silent_settles > 0,
             ErrorCode::UnknownHandle => true,
             ErrorCode::ConnectionsMax => {

@@ -9,6 +9,7 @@ use crate::shard::ShardConfig;
 use crate::shard::post::PostShape;
 use crate::sim::rules::{self, Feed, Role, RulesPlan, SubscriptionPlan};
 use crate::sim::world::Universe;
+use crate::storage::spill::SpillShape;
 
 /// Of the memory limit, bytes that chunks may not use.
 pub const MEMORY_RESERVE_BYTES: u64 = 512 * KIB as u64;
@@ -67,13 +68,27 @@ pub struct Plan {
     pub adoptions_max: usize,
     /// What a shard borrows of the memory at a time.
     pub grant_bytes: u64,
+    /// What goes to disk when memory is full; `None`: nothing.
+    pub spill: Option<SpillPlan>,
+}
+
+/// Sizes of what goes to disk.
+#[derive(Clone, Copy, Debug)]
+pub struct SpillPlan {
+    /// Of each shard's file.
+    pub shape: SpillShape,
+    /// Of all of them.
+    pub limit_bytes: u64,
+    /// Of the device, where that has an end.
+    pub capacity_bytes: Option<u64>,
 }
 
 impl Plan {
     /// Draws a plan.
     pub fn draw(universe: &Universe) -> Plan {
         let calm = universe.chance(300);
-        let (pool, batch_bytes_max) = draw_pool(universe);
+        let spills = universe.chance(800);
+        let (pool, batch_bytes_max) = draw_pool(universe, spills);
         let pool_slab_bytes = pool.slab_bytes as u64;
         let slabs = [8, 16, 40][universe.index(3)];
         let shards = [1, 1, 2, 2, 3, 4][universe.index(6)];
@@ -91,7 +106,11 @@ impl Plan {
         if forgets_producers {
             bounds.producers_max = 3;
         }
+        let spill = spills.then(|| SpillPlan::draw(universe, &pool, shards));
+        let watermark_high = [5, 20, 40, 70][universe.index(4)];
         let config = ShardConfig {
+            watermark_high,
+            watermark_low: watermark_high * [20, 50, 90][universe.index(3)] / 100,
             memory_limit_bytes,
             memory_reserve_bytes: MEMORY_RESERVE_BYTES,
             message_bytes_max: memory_limit_bytes / (8 * u64::from(shards)),
@@ -133,8 +152,30 @@ impl Plan {
             post,
             adoptions_max: universe.range(1, 3) as usize,
             grant_bytes,
+            spill,
             config,
         }
+    }
+}
+
+impl SpillPlan {
+    fn draw(universe: &Universe, pool: &PoolShape, shards: u32) -> SpillPlan {
+        let largest = pool.class_bytes[pool.class_bytes.len() - 1];
+        let slot_bytes = largest * [1, 2, 4][universe.index(3)];
+        let extent_slots = [1, 2, 4][universe.index(3)];
+        let extent_bytes = slot_bytes as u64 * u64::from(extent_slots);
+        let extents = |most: [u64; 4]| extent_bytes * most[universe.index(4)];
+        let shape = SpillShape {
+            slot_bytes,
+            extent_slots,
+            reserve_bytes: extents([0, 0, 1, 4]),
+            headroom_bytes: extents([0, 0, 1, 2]),
+            warm_bytes: 0,
+        };
+        let limit_bytes = u64::from(shards) * extents([1, 4, 16, 1000]);
+        let capacity_bytes = u64::from(shards) * extents([2, 5, 20, 60]);
+        let capacity_bytes = universe.chance(500).then_some(capacity_bytes);
+        SpillPlan { shape, limit_bytes, capacity_bytes }
     }
 }
 
@@ -219,9 +260,10 @@ impl QueuePlan {
     }
 }
 
-/// A pool with small slabs and classes.
-fn draw_pool(universe: &Universe) -> (PoolShape, usize) {
+/// A pool with small slabs and classes; of what can be spilled none is smaller than a page.
+fn draw_pool(universe: &Universe, spills: bool) -> (PoolShape, usize) {
     let class_bytes = match universe.index(3) {
+        0 | 1 if spills => vec![4 * KIB, 16 * KIB],
         0 => vec![4 * KIB, 16 * KIB],
         1 => vec![KIB, 4 * KIB, 16 * KIB],
         _ => vec![4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB],

@@ -202,6 +202,8 @@ pub fn may_fail(stage: &Stage, asked: &Asked, code: ErrorCode) -> bool {
             | Asked::Purge(_),
             ErrorCode::SubscriptionNotFound,
         ) => true,
+        // What it begins with is on disk, and is being read.
+        (Asked::CreateSubscription(..), ErrorCode::Refilling) => true,
         // They may go while it goes on.
         (Asked::Redrive(..), ErrorCode::QueueDeleted) => true,
         (Asked::DeleteSubscription(_, force), ErrorCode::SubscriptionInUse) => {
@@ -222,6 +224,7 @@ fn judge_description(stage: &Stage, shown: &wire::SubscriptionDescriptionT) -> C
         + shown.expired
         + shown.dropped
         + shown.purged
+        + shown.lost
         + shown.redriven;
     let held = shown.ready + shown.in_flight + shown.delayed + shown.dead_lettering;
     if shown.entered != gone + held {

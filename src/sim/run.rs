@@ -9,7 +9,7 @@ use crate::sim::model::Model;
 use crate::sim::peer::Peer;
 use crate::sim::plan::{MEMORY_RESERVE_BYTES, Plan};
 use crate::sim::session_peer::SessionPeer;
-use crate::sim::spill::Spill;
+use crate::sim::spill::Watch;
 use crate::sim::trace::Cover;
 use crate::sim::world::{SimulatedWorld, Universe};
 use crate::sim::{Checked, Stage};
@@ -79,7 +79,7 @@ struct Run<W: SimulatedWorld> {
     peers: Vec<Peer>,
     sessions: Vec<SessionPeer>,
     hostiles: Vec<Hostile>,
-    spill: Spill,
+    watch: Watch,
     checks: u64,
 }
 
@@ -91,11 +91,16 @@ impl<W: SimulatedWorld> Run<W> {
         }
         let model = Model::new(&plan);
         universe.net.borrow_mut().share(plan.config.shards as usize);
+        if let Some(capacity_bytes) = plan.spill.and_then(|spill| spill.capacity_bytes) {
+            universe.device.borrow_mut().limit_bytes(capacity_bytes);
+        }
+        if plan.restarts {
+            universe.device.borrow_mut().may_crash();
+        }
         let cluster = Cluster::<W>::new(universe, &plan);
         let hostiles = (0..plan.hostiles).map(|_| Hostile::default()).collect();
         let peer_count = plan.peers;
         let universe = Rc::clone(universe);
-        let spill = Spill::new(&universe);
         let stage = Stage {
             universe: Rc::clone(&universe),
             model,
@@ -113,7 +118,16 @@ impl<W: SimulatedWorld> Run<W> {
         let sessions = (0..stage.plan.session_peers)
             .map(|nth| SessionPeer::new(&stage, 10_000 + nth as u32))
             .collect();
-        Run { universe, stage, cluster, peers, sessions, hostiles, spill, checks: 0 }
+        Run {
+            universe,
+            stage,
+            cluster,
+            peers,
+            sessions,
+            hostiles,
+            watch: Watch::default(),
+            checks: 0,
+        }
     }
 
     fn play(&mut self, count: u64, steps: &mut u64) -> Checked {
@@ -134,7 +148,7 @@ impl<W: SimulatedWorld> Run<W> {
     fn step(&mut self) -> Checked {
         let universe = Rc::clone(&self.universe);
         let (peers, sessions) = (self.peers.len(), self.sessions.len());
-        let everybody = peers + sessions + self.hostiles.len() + 1;
+        let everybody = peers + sessions + self.hostiles.len();
         for _ in 0..1 + universe.skewed(3) {
             let nth = universe.index(everybody);
             universe.event("act", nth as u64, 0);
@@ -144,8 +158,6 @@ impl<W: SimulatedWorld> Run<W> {
                 session.act(&mut self.stage).map_err(|error| format!("session {nth}: {error}"))?;
             } else if let Some(hostile) = self.hostiles.get_mut(nth - peers - sessions) {
                 hostile.act(&mut self.stage).map_err(|error| format!("hostile: {error}"))?;
-            } else {
-                self.spill.act().map_err(|error| format!("disk: {error}"))?;
             }
         }
         // A busy poll never waits, so retries need time from here.
@@ -177,6 +189,7 @@ impl<W: SimulatedWorld> Run<W> {
         if self.stage.plan.calm {
             self.stage.model.check_suspects()?;
         }
+        self.watch.check(&self.cluster, &self.stage.plan, &self.universe, recounts)?;
         for nth in 0..self.stage.plan.queues.len() {
             let name = &self.stage.plan.queues[nth].name;
             let shown = self.cluster.queues().find(|(other, _)| other == name);
@@ -195,7 +208,8 @@ impl<W: SimulatedWorld> Run<W> {
 
     fn describe_memory(&self) -> String {
         let budgets: Vec<_> = self.cluster.budgets().collect();
-        format!("{budgets:?}")
+        let (costs, chunks) = (self.cluster.spill_costs().0, self.cluster.used_chunks());
+        format!("{budgets:?}, {chunks} chunks, {costs} for files, {}", self.watch.describe())
     }
 
     /// Clocks jump, the process stands still or ends.
@@ -205,6 +219,7 @@ impl<W: SimulatedWorld> Run<W> {
             let by = universe.skewed(86_400_000_000) as i64;
             universe.jump_wall_us(if universe.chance(500) { by } else { -by });
         }
+        universe.device.borrow_mut().disturb(&universe);
         if self.stage.plan.calm {
             return Ok(());
         }
@@ -216,6 +231,13 @@ impl<W: SimulatedWorld> Run<W> {
             universe.cover(Cover::Restart);
             universe.event("restart", 0, 0);
             universe.net.borrow_mut().restart();
+            let mut device = universe.device.borrow_mut();
+            if universe.chance(500) {
+                device.crash(&universe);
+            }
+            device.restart();
+            drop(device);
+            self.watch.restart();
             self.cluster = Cluster::new(&universe, &self.stage.plan);
             self.check()?;
         }
@@ -253,8 +275,7 @@ impl<W: SimulatedWorld> Run<W> {
             let held: u64 = self.cluster.queues().map(|(_, queue)| queue.messages()).sum();
             let settled = self.peers.iter().all(Peer::is_settled)
                 && self.sessions.iter().all(SessionPeer::is_settled)
-                && self.hostiles.iter().all(Hostile::is_settled)
-                && self.spill.is_settled();
+                && self.hostiles.iter().all(Hostile::is_settled);
             if rest.is_none() && held == 0 && settled {
                 return self.finish();
             }
@@ -319,13 +340,20 @@ impl<W: SimulatedWorld> Run<W> {
             self.step()?;
             let passed_ms = self.universe.mono().ms_since(begun);
             let shards = u64::from(self.stage.plan.config.shards);
-            let slabs_max = 2 * shards * self.stage.plan.config.pool.slab_bytes as u64;
-            let left = [Account::Queues, Account::Handles, Account::InFlight]
+            // One has the chunk that is kept for refills.
+            let slabs = if self.stage.plan.spill.is_some() { 3 } else { 2 };
+            let slabs_max = slabs * shards * self.stage.plan.config.pool.slab_bytes as u64;
+            let left = [Account::Handles, Account::InFlight, Account::Queues]
                 .map(|account| self.cluster.used_by(account));
-            if left == [0; 3] && self.cluster.used_by(Account::Chunks) <= slabs_max {
+            let on_disk = !self.watch.is_empty(&self.stage.plan);
+            let chunks = self.cluster.used_by(Account::Chunks);
+            // What is known of a file stays as long as the file.
+            let file = [0, 0, self.cluster.spill_costs().0];
+            if left == file && chunks <= slabs_max && !on_disk {
                 return Ok(());
             }
-            if passed_ms > 60_000 {
+            // A release that failed is tried again after a minute; then there is one a second.
+            if passed_ms > if on_disk { 200_000 } else { 60_000 } {
                 let (queues, memory) = (self.cluster.queues().count(), self.describe_memory());
                 return Err(format!("{queues} queues are left, and in the budget {memory}"));
             }

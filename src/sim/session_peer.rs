@@ -358,6 +358,8 @@ impl SessionPeer {
             Some(E::HandlesMax) if stage.plan.forgets_producers => Ok(()),
             Some(E::QueueNotFound | E::QueueDeleted | E::MemoryLimit | E::Draining) => Ok(()),
             Some(E::SubscriptionNotFound | E::SubscriptionDeleted) => Ok(()),
+            // It had the front of a large message whose rest is lost.
+            Some(E::DiskError) if stage.universe.device.borrow().has_damage() => Ok(()),
             _ => Err(format!("a session's handle went down: {error:?}")),
         }
     }

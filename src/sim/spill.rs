@@ -1,390 +1,313 @@
-//! The disk's actor: chunks go out through `storage::spill` and come back, and each must be what it
-//! was or be known to be damaged; what was synced survives every crash.
+//! What is on disk adds up after every step: places, slots, blocks and limits, by each count there
+//! is; a queue is blocked by the disk only while that has no room; and nothing is lost but what the
+//! device has spoiled.
 
-use crate::base::chunk_pool::{ChunkPool, ChunkWriter, HeapSlabs, PoolShape, SealedChunk};
-use crate::format::batch::{BatchBuilder, BatchHeader, BatchPrefix};
-use crate::format::chunk::{self, ChunkName};
-use crate::io::{Disk, DiskCompletion, DiskRequest, FileId};
-use crate::limits::{BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, KIB};
+use crate::limits::DISK_ALIGN_BYTES;
+use crate::protocol::error::ErrorCode;
+use crate::queue::Queue;
+use crate::queue::memory::is_of_memory;
+use crate::queue::policy::OnFull;
 use crate::sim::Checked;
-use crate::sim::disk::SimDisk;
+use crate::sim::cluster::Cluster;
+use crate::sim::device::Device;
+use crate::sim::plan::{Plan, SpillPlan};
 use crate::sim::trace::Cover;
-use crate::sim::world::Universe;
-use crate::storage::slots::Place;
-use crate::storage::spill::{
-    DiskBudget, PlannedRead, ReadError, Refilled, SpillShape, SpillStore, StoreRequest, Written,
-};
+use crate::sim::world::{SimulatedWorld, Universe};
+use crate::storage::spill::{FullReason, SpillState, SpillStats};
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::rc::Rc;
 
-const SLOT_BYTES: usize = 16 * KIB;
-const EXTENT_SLOTS: u32 = 2;
-const SLOTS_MAX: u32 = 24;
+/// So long a queue may stay blocked where there is room.
+const BLOCKED_NS_MAX: u64 = 2_000_000_000;
+/// And so many ticks of its shard.
+const BLOCKED_TICKS_MAX: u64 = 50;
 
-/// What was written of a chunk.
-struct Original {
-    name: ChunkName,
-    bytes: Vec<u8>,
-    offset: u64,
+/// What was seen of a shard at the last step.
+#[derive(Clone, Copy)]
+struct Seen {
+    state: SpillState,
+    stats: SpillStats,
 }
 
-/// A chunk that is on disk.
-struct Stored {
-    place: Place,
-    original: Original,
-    /// A bit of it was turned, somewhere.
-    rotten: bool,
-    synced: bool,
-    reading: bool,
+/// What was seen of a queue.
+#[derive(Default)]
+struct Known {
+    absent: u64,
+    lost: u64,
+    redriven: u64,
+    delivered: u64,
+    /// The first message that is ready was on disk.
+    front_absent: bool,
+    /// What it is blocked by, and since when there is room: time and ticks.
+    blocked: Option<ErrorCode>,
+    roomy_since: Option<(u64, u64)>,
 }
 
 /// See the module.
-pub struct Spill {
-    universe: Rc<Universe>,
-    pool: ChunkPool,
-    disk: SimDisk,
-    id: FileId,
-    store: SpillStore<u64>,
-    stored: BTreeMap<u64, Stored>,
-    /// By ordinal of the chunk.
-    writing: BTreeMap<u64, Original>,
-    /// What the sync under way covers.
-    syncing: Option<Vec<u64>>,
-    /// The disk did not take them yet.
-    waiting: Vec<DiskRequest>,
-    under_way: usize,
-    next_chunk: u64,
-    /// After a crash: all that is left is read before anything is written.
-    recovering: bool,
+#[derive(Default)]
+pub struct Watch {
+    shards: Vec<Seen>,
+    queues: BTreeMap<(usize, u64), Known>,
 }
 
-impl Spill {
-    /// An empty file on a disk of its own.
-    pub fn new(universe: &Rc<Universe>) -> Spill {
-        let shape = PoolShape {
-            slab_bytes: 64 * KIB,
-            class_bytes: vec![4 * KIB, SLOT_BYTES],
-            header_bytes: CHUNK_HEADER_BYTES,
-        };
-        let mut disk = SimDisk::new(Rc::clone(universe));
-        if universe.chance(300) {
-            disk.limit_bytes(SLOT_BYTES * universe.range(2, 12) as usize);
-        }
-        let id = disk.open("spill").expect("the simulated disk opens every file");
-        Spill {
-            universe: Rc::clone(universe),
-            pool: ChunkPool::new(shape, Rc::new(HeapSlabs)),
-            store: store(&disk, id),
-            disk,
-            id,
-            stored: BTreeMap::new(),
-            writing: BTreeMap::new(),
-            syncing: None,
-            waiting: Vec::new(),
-            under_way: 0,
-            next_chunk: 1,
-            recovering: false,
-        }
-    }
-
-    /// Lets something happen.
+impl Watch {
+    /// Compares what a cluster has on disk with what there should be; with `recounts` all that is
+    /// slow to count as well.
     ///
     /// # Errors
-    /// If a chunk came back as another, or a whole one is said to be damaged.
-    pub fn act(&mut self) -> Checked {
-        while let Some(completion) = self.disk.poll_completion() {
-            self.under_way -= 1;
-            self.complete(completion)?;
+    /// What does not add up.
+    pub fn check<W: SimulatedWorld>(
+        &mut self,
+        cluster: &Cluster<W>,
+        plan: &Plan,
+        universe: &Universe,
+        recounts: bool,
+    ) -> Checked {
+        let Some(spill) = &plan.spill else { return Ok(()) };
+        let before = std::mem::take(&mut self.shards);
+        let device = universe.device.borrow();
+        let mut allocated = 0;
+        if cluster.spill_costs().1 > 0 {
+            universe.cover(Cover::PeekWaited);
         }
-        let universe = Rc::clone(&self.universe);
-        // Once all is healed, what is under way comes to its end, and nothing is begun.
-        if !universe.healed() {
-            self.begin_something(&universe);
+        for (nth, (state, stats)) in cluster.spills().enumerate() {
+            let now = Seen { state, stats };
+            let was = before.get(nth).copied();
+            note_changes(was, now, universe);
+            check_file(nth, &stats, spill, recounts.then_some(&*device))?;
+            allocated += stats.allocated_bytes;
+            self.shards.push(now);
         }
-        for request in std::mem::take(&mut self.waiting) {
-            self.submit(request);
+        let budget = cluster.disk_budget();
+        if allocated != budget.used_bytes() || allocated > budget.limit_bytes() {
+            return Err(format!("{allocated} bytes on disk, of {budget:?}"));
         }
-        self.disk.flush();
-        Ok(())
-    }
-
-    fn begin_something(&mut self, universe: &Universe) {
-        if self.recovering {
-            return self.recover();
-        }
-        match universe.range(0, 99) {
-            0..30 => self.write(),
-            30..60 => self.read_any(),
-            60..72 => self.sync(),
-            72..87 => self.release(),
-            87..90 if universe.chance(100) => drop(self.store.trim()),
-            90..95 if universe.fault(300) => self.rot(),
-            95 if universe.fault(200) => return self.crash(),
-            _ => {}
-        }
-        let free_bytes = self.disk.free_bytes();
-        while let Some(request) = self.store.poll_request(self.universe.mono(), free_bytes) {
-            let file = self.id;
-            self.submit(match request {
-                StoreRequest::Allocate { tag, offset, bytes } => {
-                    DiskRequest::Allocate { tag, file, offset, bytes }
-                }
-                StoreRequest::Release { tag, offset, bytes } => {
-                    DiskRequest::Release { tag, file, offset, bytes }
-                }
+        let mut live_bytes = vec![0; self.shards.len()];
+        for (shard, queue) in cluster.queues_by_shard() {
+            let wrote = before.get(shard).is_none_or(|was| {
+                was.stats.written_bytes != self.shards[shard].stats.written_bytes
             });
-        }
-    }
-
-    /// Whether nothing is under way.
-    pub fn is_settled(&self) -> bool {
-        self.under_way == 0 && self.waiting.is_empty()
-    }
-
-    fn submit(&mut self, request: DiskRequest) {
-        match self.disk.submit(request) {
-            Ok(()) => self.under_way += 1,
-            Err(request) => self.waiting.push(request),
-        }
-    }
-
-    fn take_chunk(&self) -> ChunkWriter {
-        loop {
-            if let Some(writer) = self.pool.take(1) {
-                return writer;
-            }
-            assert!(self.pool.grow(1), "the heap has memory for a few slabs");
-        }
-    }
-
-    /// A chunk of a few messages, at most so many bytes.
-    fn fill(&mut self, bytes_max: usize) -> (ChunkName, SealedChunk) {
-        let mut writer = self.take_chunk();
-        let mut builder = BatchBuilder::default();
-        let first_sequence = self.next_chunk * 1000;
-        let mut end_sequence = first_sequence;
-        for _ in 0..1 + self.universe.skewed(8) {
-            builder.clear();
-            let body: Vec<u8> =
-                (0..self.universe.skewed(2000)).map(|_| self.universe.bits() as u8).collect();
-            builder.push(0, &[], &body);
-            let wire = builder.finish(0, 7, end_sequence);
-            if writer.filled_bytes() + BATCH_PREFIX_BYTES + wire.len() > bytes_max {
-                break;
-            }
-            let accepted_us = self.universe.wall_us();
-            let prefix = BatchPrefix { base_sequence: end_sequence, accepted_us };
-            writer.append(&[&prefix.encode(), wire]);
-            end_sequence += 1;
-        }
-        let (queue, chunk) = (self.universe.range(1, 3), self.next_chunk);
-        self.next_chunk += 1;
-        let name = ChunkName { queue, chunk, first_sequence, end_sequence };
-        (name, chunk::seal(writer, name))
-    }
-
-    /// A slot full of chunks.
-    fn write(&mut self) {
-        if !self.store.can_write() {
-            return;
-        }
-        let (mut chunks, mut names, mut left_bytes) = (Vec::new(), Vec::new(), SLOT_BYTES);
-        for _ in 0..1 + self.universe.skewed(3) {
-            let (name, sealed) = self.fill(left_bytes);
-            left_bytes -= sealed.image().len();
-            let used_bytes = sealed.reader().filled_bytes();
-            names.push((name, sealed.image()[..used_bytes].to_vec(), sealed.image().len()));
-            chunks.push((name.chunk, sealed));
-            if left_bytes < 4 * KIB {
-                break;
+            let known = self.queues.entry((shard, queue.number())).or_default();
+            known.note_changes(queue, wrote, recounts, universe);
+            known.check_lost(shard, queue, &device, universe)?;
+            let states = [before.get(shard).map(|was| was.state), Some(self.shards[shard].state)];
+            known.check_blocked(queue, states, universe)?;
+            let roomy = cluster.budgets().nth(shard).is_some_and(|budget| {
+                budget.free_for_chunks() >= 2 * plan.config.pool.slab_bytes as u64
+            });
+            known.check_roomy(queue, roomy, cluster.ticks(shard), universe)?;
+            if recounts {
+                live_bytes[shard] += queue.disk_bytes();
             }
         }
-        let Ok(planned) = self.store.write(chunks) else { panic!("it could write") };
-        let mut offset = planned.offset;
-        for (name, bytes, image_bytes) in names {
-            self.writing.insert(name.chunk, Original { name, bytes, offset });
-            offset += image_bytes as u64;
-        }
-        let (file, tag, offset) = (self.id, planned.tag, planned.offset);
-        self.submit(DiskRequest::Write { tag, file, offset, chunks: planned.chunks });
-    }
-
-    fn read_any(&mut self) {
-        if self.stored.is_empty() || !self.store.can_read() {
-            return;
-        }
-        let nth = self.universe.index(self.stored.len());
-        let key = *self.stored.keys().nth(nth).expect("nth is below their number");
-        self.read(key);
-    }
-
-    fn read(&mut self, key: u64) {
-        let into = self.take_chunk();
-        let stored = self.stored.get_mut(&key).expect("the caller has its key");
-        if stored.reading {
-            return;
-        }
-        stored.reading = true;
-        let planned = self.store.read(key, stored.place.clone(), stored.original.name, into);
-        self.submit_read(planned);
-    }
-
-    fn submit_read(&mut self, planned: PlannedRead) {
-        let PlannedRead { tag, offset, bytes, into } = planned;
-        let file = self.id;
-        self.submit(DiskRequest::Read { tag, file, offset, bytes, into });
-    }
-
-    fn sync(&mut self) {
-        if self.syncing.is_none() {
-            self.syncing = Some(self.stored.keys().copied().collect());
-            self.submit(DiskRequest::Sync { tag: 0, file: self.id });
-        }
-    }
-
-    /// Of one chunk, be it read or not.
-    fn release(&mut self) {
-        self.stored.pop_first();
-    }
-
-    fn rot(&mut self) {
-        if self.stored.is_empty() {
-            return;
-        }
-        let nth = self.universe.index(self.stored.len());
-        let stored = self.stored.values_mut().nth(nth).expect("nth is below their number");
-        let Original { offset, bytes, .. } = &stored.original;
-        let at = *offset as usize + self.universe.index(bytes.len());
-        stored.rotten |= self.disk.rot(self.id, at);
-    }
-
-    fn crash(&mut self) {
-        self.disk.crash();
-        self.waiting.clear();
-        self.writing.clear();
-        (self.under_way, self.syncing) = (0, None);
-        self.stored.values_mut().for_each(|stored| stored.reading = false);
-        self.recovering = true;
-    }
-
-    /// Reads what was there before a crash, one after the other, and begins anew.
-    fn recover(&mut self) {
-        match self.stored.keys().next() {
-            Some(&key) => self.read(key),
-            // What the store of before has begun comes to its end before there is a new one.
-            None if !self.is_settled() => {}
-            None => {
-                self.recovering = false;
-                self.store = store(&self.disk, self.id);
-            }
-        }
-    }
-
-    fn complete(&mut self, completion: DiskCompletion) -> Checked {
-        let now = self.universe.mono();
-        match completion {
-            DiskCompletion::Written { tag, result } => {
-                match self.store.handle_written(tag, result, now) {
-                    Written::Done(placed) => {
-                        for (key, place) in placed {
-                            let original = self.writing.remove(&key).ok_or("never written")?;
-                            let (rotten, synced, reading) = (false, false, false);
-                            let stored = Stored { place, original, rotten, synced, reading };
-                            self.stored.insert(key, stored);
-                        }
-                    }
-                    Written::Failed(keys, _) => {
-                        keys.iter().for_each(|key| drop(self.writing.remove(key)));
-                    }
-                }
-            }
-            DiskCompletion::Read { tag, into, result } => {
-                let refilled = self.store.handle_read(tag, into, result);
-                self.judge(refilled)?;
-            }
-            DiskCompletion::Synced { result, .. } => {
-                let covered = self.syncing.take().ok_or("a sync that was not begun")?;
-                for key in covered.iter().filter(|_| result.is_ok()) {
-                    if let Some(stored) = self.stored.get_mut(key) {
-                        stored.synced = true;
-                    }
-                }
-            }
-            DiskCompletion::Allocated { tag, result } => {
-                self.store.handle_allocated(tag, result, now);
-            }
-            DiskCompletion::Released { tag, result } => {
-                self.store.handle_released(tag, result, now);
-            }
-        }
-        Ok(())
-    }
-
-    fn judge(&mut self, refilled: Refilled<u64>) -> Checked {
-        let (key, outcome) = match refilled {
-            Refilled::Again(planned) => {
-                self.submit_read(planned);
-                return Ok(());
-            }
-            Refilled::Whole(key, sealed) => (key, Ok((sealed, Vec::new()))),
-            Refilled::Damaged(key, sealed, lost) => (key, Ok((sealed, lost))),
-            Refilled::Lost(key, error) => (key, Err(error)),
+        let wrong = |(seen, live): &(&Seen, &u64)| {
+            seen.stats.writes_under_way == 0 && seen.stats.live_bytes != **live
         };
-        let Some(stored) = self.stored.get_mut(&key) else { return Ok(()) };
-        stored.reading = false;
-        let whole = !stored.rotten && (!self.recovering || stored.synced);
-        match outcome {
-            Ok((sealed, lost)) => {
-                if whole && !lost.is_empty() {
-                    return Err(format!("messages {lost:?} of chunk {key} were lost on disk"));
-                }
-                compare(&stored.original, &sealed, &lost)?;
-                self.universe.cover(Cover::ChunkRound);
-                if stored.rotten {
-                    self.universe.cover(Cover::BitRot);
-                }
-            }
-            Err(ReadError::Device { .. }) => return Ok(()),
-            Err(error) if whole => return Err(format!("chunk {key} was lost on disk: {error}")),
-            Err(_) if stored.rotten => self.universe.cover(Cover::BitRot),
-            Err(_) => {}
+        match self.shards.iter().zip(&live_bytes).find(wrong).filter(|_| recounts) {
+            Some((seen, live)) => Err(format!("queues hold {live} bytes of {:?}", seen.stats)),
+            None => Ok(()),
         }
-        if self.recovering {
-            self.stored.remove(&key);
+    }
+
+    /// The process has ended.
+    pub fn restart(&mut self) {
+        *self = Watch::default();
+    }
+
+    /// Whether nothing is on disk, on its way there, or back to the file system.
+    pub fn is_empty(&self, plan: &Plan) -> bool {
+        let Some(spill) = &plan.spill else { return true };
+        let extent_bytes = spill.shape.extent_bytes();
+        self.shards.iter().all(|Seen { stats, .. }| {
+            let busy = stats.writes_under_way + stats.reads_under_way > 0;
+            let kept = stats.allocated_bytes <= spill.shape.reserve_bytes + extent_bytes
+                // Given back one a second, more take too long.
+                || stats.allocated_bytes > 20 * extent_bytes;
+            !busy && stats.slots_used == 0 && stats.live_bytes == 0 && kept
+        })
+    }
+
+    /// For people.
+    pub fn describe(&self) -> String {
+        let shards: Vec<_> = self.shards.iter().map(|seen| (seen.state, seen.stats)).collect();
+        format!("{shards:?}")
+    }
+}
+
+/// What happened to a shard's file is counted.
+fn note_changes(was: Option<Seen>, now: Seen, universe: &Universe) {
+    let stats = now.stats;
+    let Some(Seen { state, stats: before }) = was else {
+        if stats.allocated_bytes > 0 {
+            universe.cover(Cover::WarmStart);
+        }
+        return;
+    };
+    let grew = [
+        (before.written_bytes < stats.written_bytes, Cover::Spilled),
+        (before.read_bytes < stats.read_bytes, Cover::Refilled),
+        (before.extents_allocated < stats.extents_allocated, Cover::Grown),
+        (before.extents_released < stats.extents_released, Cover::Released),
+        (before.chunks_saved < stats.chunks_saved, Cover::Salvaged),
+    ];
+    grew.iter().filter(|(grew, _)| *grew).for_each(|(_, cover)| universe.cover(*cover));
+    if state == now.state {
+        return;
+    }
+    match now.state {
+        SpillState::Full(FullReason::Limit) => universe.cover(Cover::SpillAtLimit),
+        SpillState::Full(FullReason::Headroom) => universe.cover(Cover::SpillAtHeadroom),
+        SpillState::Full(FullReason::NoSpace) => universe.cover(Cover::SpillNoSpace),
+        SpillState::Failing(_) => universe.cover(Cover::SpillFailing),
+        SpillState::Ready if matches!(state, SpillState::Failing(_)) => {
+            universe.cover(Cover::SpillRecovered);
+        }
+        _ => {}
+    }
+}
+
+/// A file's own figures, and those of the device.
+fn check_file(
+    shard: usize,
+    stats: &SpillStats,
+    spill: &SpillPlan,
+    device: Option<&Device>,
+) -> Checked {
+    let slots = u64::from(stats.slots_used + stats.slots_free + stats.slots_bad);
+    let in_slots = slots * spill.shape.slot_bytes as u64;
+    let coming = stats.allocated_bytes.checked_sub(stats.leaving_bytes + in_slots);
+    // One extent comes at a time.
+    if coming.is_none_or(|bytes| bytes > spill.shape.extent_bytes()) {
+        return Err(format!("shard {shard}: extents do not add up: {stats:?}"));
+    }
+    let used_bytes = u64::from(stats.slots_used) * spill.shape.slot_bytes as u64;
+    let (live_bytes, page) = (stats.live_bytes, DISK_ALIGN_BYTES as u64);
+    if live_bytes > used_bytes || !live_bytes.is_multiple_of(page) {
+        return Err(format!("shard {shard}: slots do not add up: {stats:?}"));
+    }
+    let Some(device) = device else { return Ok(()) };
+    let name = format!("spill-{shard}.dat");
+    let (held, strays) = device.find(&name).map_or((0, 0), |file| device.held_bytes(file));
+    match held - strays <= stats.allocated_bytes {
+        true => Ok(()),
+        false => Err(format!("{name} holds {held} bytes, {strays} of them stray: {stats:?}")),
+    }
+}
+
+impl Known {
+    fn note_changes(&mut self, queue: &Queue, wrote: bool, recounts: bool, universe: &Universe) {
+        let absent = queue.spilled_messages();
+        if absent > self.absent && !wrote {
+            universe.cover(Cover::EvictedClean);
+        }
+        self.absent = absent;
+        let counters = queue.counters();
+        let delivered = counters.delivered != self.delivered;
+        if counters.redriven > self.redriven && self.front_absent && !delivered {
+            universe.cover(Cover::RedriveSpilled);
+        }
+        let redriven = counters.redriven != self.redriven;
+        (self.redriven, self.delivered) = (counters.redriven, counters.delivered);
+        self.front_absent &= !redriven && !delivered;
+        if absent == 0 || !recounts {
+            return;
+        }
+        for (_, subscription) in queue.subscriptions() {
+            let [in_flight, delayed, dying] = subscription.held().map(|portions| {
+                portions.iter().any(|portion| queue.is_absent(portion.run.at.chunk))
+            });
+            if in_flight || delayed {
+                universe.cover(Cover::HeldSpilled);
+            }
+            if dying {
+                universe.cover(Cover::DeadLetterSpilled);
+            }
+            self.front_absent |= in_flight == delayed && subscription.ready() == absent;
+        }
+    }
+
+    /// Only what was spoiled on disk may be lost.
+    fn check_lost(
+        &mut self,
+        shard: usize,
+        queue: &Queue,
+        device: &Device,
+        universe: &Universe,
+    ) -> Checked {
+        let lost = queue.counters().lost_damaged;
+        if lost == self.lost {
+            return Ok(());
+        }
+        self.lost = lost;
+        universe.cover(Cover::Lost);
+        let file = device.find(&format!("spill-{shard}.dat"));
+        let spoiled = file.map_or(0, |file| device.damaged_messages(file, queue.number()));
+        for (_, subscription) in queue.subscriptions() {
+            let lost = subscription.counters().lost_damaged;
+            if lost > spoiled {
+                let name = (queue.name(), subscription.name());
+                return Err(format!("{name:?} lost {lost}, {spoiled} were spoiled on disk"));
+            }
         }
         Ok(())
     }
-}
 
-fn store(disk: &SimDisk, id: FileId) -> SpillStore<u64> {
-    let shape = SpillShape {
-        slot_bytes: SLOT_BYTES,
-        extent_slots: EXTENT_SLOTS,
-        reserve_bytes: 2 * SLOT_BYTES as u64,
-        headroom_bytes: SLOT_BYTES as u64,
-        warm_bytes: disk.file_bytes(id).unwrap_or(0),
-    };
-    SpillStore::new(shape, DiskBudget::new(SLOT_BYTES as u64 * u64::from(SLOTS_MAX)))
-}
-
-/// Every message that is not said to be lost is as it was, to the byte.
-fn compare(original: &Original, sealed: &SealedChunk, lost: &[Range<u64>]) -> Checked {
-    let (bytes, key) = (&original.bytes, original.name.chunk);
-    let mut at = CHUNK_HEADER_BYTES;
-    while at < bytes.len() {
-        let sequence = BatchPrefix::decode(&bytes[at..]).base_sequence;
-        let header = BatchHeader::decode(&bytes[at + BATCH_PREFIX_BYTES..]);
-        let header = header.map_err(|error| format!("chunk {key} was never whole: {error}"))?;
-        let end = at + BATCH_PREFIX_BYTES + header.wire_bytes();
-        if !lost.iter().any(|lost| lost.contains(&sequence)) {
-            let there = sealed.reader().slice(CHUNK_HEADER_BYTES..sealed.reader().filled_bytes());
-            let there = there.get(at - CHUNK_HEADER_BYTES..end - CHUNK_HEADER_BYTES);
-            if there != Some(&bytes[at..end]) {
-                return Err(format!("message {sequence} of chunk {key} came back as another"));
+    /// A queue that blocks for memory says why there is none.
+    fn check_blocked(
+        &mut self,
+        queue: &Queue,
+        states: [Option<SpillState>; 2],
+        universe: &Universe,
+    ) -> Checked {
+        let code = queue.blocked().map(|block| block.code).filter(|code| is_of_memory(*code));
+        let before = std::mem::replace(&mut self.blocked, code);
+        let Some(code) = code.filter(|code| before != Some(*code)) else { return Ok(()) };
+        if code != ErrorCode::MemoryLimit {
+            universe.cover(Cover::BlockedByDisk);
+        }
+        match states.into_iter().flatten().any(|state| code_of(state) == code) {
+            true => Ok(()),
+            false => {
+                Err(format!("{} is blocked by {code} where spilling is {states:?}", queue.name()))
             }
         }
-        at = end;
     }
-    Ok(())
+
+    /// A queue that is blocked for memory only is not so for long where there is room.
+    fn check_roomy(
+        &mut self,
+        queue: &Queue,
+        roomy: bool,
+        ticks: u64,
+        universe: &Universe,
+    ) -> Checked {
+        let options = queue.options();
+        let unlimited =
+            options.messages_max == 0 && options.bytes_max == 0 && options.on_full == OnFull::Block;
+        let now_ns = universe.mono().0;
+        if self.blocked.is_none() || !roomy || !unlimited {
+            self.roomy_since = None;
+            return Ok(());
+        }
+        let (since_ns, since_ticks) = *self.roomy_since.get_or_insert((now_ns, ticks));
+        let passed = (now_ns - since_ns, ticks - since_ticks);
+        match passed.0 > BLOCKED_NS_MAX && passed.1 > BLOCKED_TICKS_MAX {
+            true => Err(format!(
+                "{} is blocked by {:?} with room for {} ms",
+                queue.name(),
+                self.blocked,
+                passed.0 / 1_000_000
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
+/// How a refusal for want of memory is worded.
+fn code_of(state: SpillState) -> ErrorCode {
+    match state {
+        SpillState::Off | SpillState::Ready => ErrorCode::MemoryLimit,
+        SpillState::Full(FullReason::Limit) => ErrorCode::DiskLimit,
+        SpillState::Full(FullReason::Headroom | FullReason::NoSpace) => ErrorCode::DiskFull,
+        SpillState::Failing(_) => ErrorCode::DiskError,
+    }
 }

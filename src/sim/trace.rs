@@ -215,10 +215,56 @@ covers! {
     DiskCrash = "disk_crash",
     /// A sector was torn.
     DiskTorn = "disk_torn",
-    /// A bit rotted, and was found.
+    /// A bit of a chunk on disk rotted.
     BitRot = "bit_rot",
-    /// A chunk went to disk and came back whole.
-    ChunkRound = "chunk_round",
+    /// The disk said that it had written what it had not.
+    LostWrite = "lost_write",
+    /// Several chunks were written into one slot.
+    Packed = "packed",
+    /// Chunks were written out.
+    Spilled = "spilled",
+    /// A chunk came back from disk.
+    Refilled = "refilled",
+    /// A part of a large message came back from disk.
+    FragmentsRefilled = "fragments_refilled",
+    /// A chunk that was in memory and on disk left memory without being written again.
+    EvictedClean = "evicted_clean",
+    /// Messages were lost that the disk had spoiled.
+    Lost = "lost",
+    /// A consumer was ended because it had half of a large message whose rest was lost.
+    LostInFragments = "lost_in_fragments",
+    /// A damaged chunk was saved in part.
+    Salvaged = "salvaged",
+    /// The spill files had all that they may have.
+    SpillAtLimit = "spill_at_limit",
+    /// The file system had to keep its headroom.
+    SpillAtHeadroom = "spill_at_headroom",
+    /// The file system had no space.
+    SpillNoSpace = "spill_no_space",
+    /// The disk was said to fail.
+    SpillFailing = "spill_failing",
+    /// It was said to work again.
+    SpillRecovered = "spill_recovered",
+    /// A queue was blocked for memory because the disk could not make room.
+    BlockedByDisk = "blocked_by_disk",
+    /// A spill file grew.
+    Grown = "grown",
+    /// A spill file gave space back.
+    Released = "released",
+    /// It did so because somebody asked.
+    Trimmed = "trimmed",
+    /// A spill file had space from an earlier run.
+    WarmStart = "warm_start",
+    /// A peek waited for the disk.
+    PeekWaited = "peek_waited",
+    /// A peek waited too long.
+    PeekRefused = "peek_refused",
+    /// A dead letter on its way out stood on disk.
+    DeadLetterSpilled = "dead_letter_spilled",
+    /// A message that was redriven stood on disk.
+    RedriveSpilled = "redrive_spilled",
+    /// A message in flight or waiting for its turn stood on disk.
+    HeldSpilled = "held_spilled",
 }
 
 /// Hash and counters of one run.

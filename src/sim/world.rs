@@ -4,6 +4,7 @@ use crate::base::prng::Prng;
 use crate::base::time::Mono;
 use crate::io::World;
 use crate::sim::clock::SimClock;
+use crate::sim::device::Device;
 use crate::sim::disk::SimDisk;
 use crate::sim::net::{Network, SimNet};
 use crate::sim::trace::{Cover, Trace};
@@ -14,9 +15,11 @@ use std::rc::Rc;
 const WALL_START_US: i64 = 1_704_067_200_000_000;
 
 /// A world that a run can be made of: it says how its net is made from the simulated one.
-pub trait SimulatedWorld: World<Disk = SimDisk, Clock = SimClock> {
+pub trait SimulatedWorld: World<Clock = SimClock> {
     /// Wraps the simulated net.
     fn net(net: SimNet) -> Self::Net;
+    /// Wraps a simulated disk.
+    fn disk(disk: SimDisk) -> Self::Disk;
 }
 
 /// The world without a planted bug.
@@ -31,6 +34,10 @@ impl World for SimWorld {
 impl SimulatedWorld for SimWorld {
     fn net(net: SimNet) -> SimNet {
         net
+    }
+
+    fn disk(disk: SimDisk) -> SimDisk {
+        disk
     }
 }
 
@@ -48,6 +55,8 @@ pub struct Universe {
     others_due_ns: Cell<Option<u64>>,
     /// The network; clients and the broker meet in it.
     pub net: RefCell<Network>,
+    /// What the disks of all shards stand on.
+    pub device: RefCell<Device>,
 }
 
 impl Universe {
@@ -55,6 +64,7 @@ impl Universe {
     pub fn new(seed: u64, print: bool) -> Rc<Universe> {
         let mut prng = Prng::new(seed);
         let network = Network::draw(&mut prng);
+        let device = Device::draw(&mut prng);
         Rc::new(Universe {
             prng: RefCell::new(prng),
             trace: RefCell::new(Trace::new(print)),
@@ -64,6 +74,7 @@ impl Universe {
             disks_due_ns: RefCell::new(Vec::new()),
             others_due_ns: Cell::new(None),
             net: RefCell::new(network),
+            device: RefCell::new(device),
         })
     }
 
@@ -165,6 +176,11 @@ impl Universe {
         disks.len() - 1
     }
 
+    /// The process has ended, and with it what its disks had under way.
+    pub fn forget_disks(&self) {
+        self.disks_due_ns.borrow_mut().clear();
+    }
+
     /// A disk says when it will have something.
     pub fn disk_due(&self, disk: usize, due_ns: Option<u64>) {
         self.disks_due_ns.borrow_mut()[disk] = due_ns;
@@ -178,6 +194,11 @@ impl Universe {
     /// See [`Universe::others_due_ns`].
     pub fn others_due(&self, due_ns: Option<u64>) {
         self.others_due_ns.set(due_ns);
+    }
+
+    /// When the disk of a shard will have something.
+    pub fn disk_due_of(&self, disk: usize) -> Option<u64> {
+        self.disks_due_ns.borrow()[disk]
     }
 
     /// When the first disk will have something.

@@ -190,6 +190,8 @@ pub struct SpillStats {
     pub read_errors: u64,
     /// Chunks of which messages were lost.
     pub chunks_damaged: u64,
+    /// Of these, those of which others were saved.
+    pub chunks_saved: u64,
     /// Extents that were given back, ever.
     pub extents_released: u64,
     /// Extents that were allocated, ever.
@@ -432,6 +434,7 @@ impl<T> SpillStore<T> {
                         return Refilled::Whole(owner, sealed);
                     }
                     self.stats.chunks_damaged += 1;
+                    self.stats.chunks_saved += 1;
                     return Refilled::Damaged(owner, sealed, saved.lost);
                 }
                 ReadError::Damaged { slot, error }
