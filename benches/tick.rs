@@ -99,6 +99,9 @@ impl Disk for NoDisk {
     fn file_bytes(&self, _: FileId) -> std::io::Result<u64> {
         Ok(0)
     }
+    fn cut(&mut self, _: FileId, _: u64) -> std::io::Result<()> {
+        Ok(())
+    }
     fn free_bytes(&self) -> Option<u64> {
         None
     }
