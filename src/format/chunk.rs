@@ -10,10 +10,13 @@
 //! 24  u64  first_sequence
 //! 32  u64  end_sequence     one past the last
 //! 40  u32  batch_count
-//! 44  u32  reserved, zero
+//! 44  u32  heads_sum        of the CRC32C of each batch's head, which is its prefix and header
 //! 48  u64  chunk            ordinal of the chunk in its log
-//! 56  u64  reserved, zero
+//! 56  u64  heads_weighted   of the same, each times its place, counted from 1
 //! ```
+//!
+//! The two sums wrap around. They say of every batch that it was written as part of this image,
+//! where the chunk's own checksum no longer can, and they say which one is not, if it is one.
 
 use crate::base::checksum::crc32c;
 use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
@@ -51,7 +54,7 @@ pub enum ChunkError {
         /// What the bytes give.
         actual: u32,
     },
-    /// Fields that contradict each other, or reserved bytes that are not zero.
+    /// Fields that contradict each other, or flags that are not zero.
     #[error("the chunk's header contradicts itself")]
     Contradiction,
 }
@@ -84,14 +87,85 @@ pub struct ChunkHeader {
     pub batch_count: u32,
     /// Ordinal of the chunk in its log.
     pub chunk: u64,
+    /// Of the batches.
+    pub heads: Heads,
+}
+
+/// Sums over the heads of a chunk's batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heads {
+    /// Of the CRC32C of each.
+    pub sum: u32,
+    /// Of each times its place, counted from 1.
+    pub weighted: u64,
+}
+
+impl Heads {
+    /// Of heads with these checksums, in order.
+    pub fn of(crcs: impl IntoIterator<Item = u32>) -> Heads {
+        crcs.into_iter().zip(1..).fold(Heads::default(), |heads, (crc, place)| Heads {
+            sum: heads.sum.wrapping_add(crc),
+            weighted: heads.weighted.wrapping_add(u64::from(crc).wrapping_mul(place)),
+        })
+    }
+
+    /// Which of the heads that are there is another, if these are the sums of what was written.
+    pub(crate) fn odd_one(&self, there: &[u32]) -> OddOne {
+        let sums = Heads::of(there.iter().copied());
+        if sums == *self {
+            return OddOne::None;
+        }
+        // What one must have been follows from the first sum, and the second says whether it was.
+        let is_odd = |&(crc, place): &(u32, u64)| {
+            let own = self.sum.wrapping_sub(sums.sum).wrapping_add(crc);
+            let others = sums.weighted.wrapping_sub(u64::from(crc).wrapping_mul(place));
+            others.wrapping_add(u64::from(own).wrapping_mul(place)) == self.weighted
+        };
+        let odd = there.iter().copied().zip(1..).position(|head| is_odd(&head));
+        odd.map_or(OddOne::Several, OddOne::At)
+    }
+}
+
+/// Which head of a chunk is another than was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OddOne {
+    /// All are what was written.
+    None,
+    /// This one, and no other.
+    At(usize),
+    /// Nobody knows which.
+    Several,
+}
+
+/// Checksum of the head of the batch whose prefix is at `at`.
+///
+/// # Panics
+/// If it does not end inside `bytes`.
+pub(crate) fn head_crc(bytes: &[u8], at: usize) -> u32 {
+    crc32c(&bytes[at..at + BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES])
 }
 
 impl ChunkHeader {
-    /// A header of what `name` says.
-    pub fn of(name: ChunkName, used_bytes: usize, batch_count: u32) -> ChunkHeader {
+    /// A header of what `name` says, before these batches.
+    ///
+    /// # Panics
+    /// If they are not whole batches, each behind its prefix.
+    pub fn of(name: ChunkName, batches: &[u8]) -> ChunkHeader {
         let ChunkName { queue, chunk, first_sequence, end_sequence } = name;
-        let used_bytes = used_bytes as u32;
-        ChunkHeader { used_bytes, queue, first_sequence, end_sequence, batch_count, chunk }
+        let used_bytes = (CHUNK_HEADER_BYTES + batches.len()) as u32;
+        let (mut batch_count, mut at) = (0, 0);
+        let heads = Heads::of(std::iter::from_fn(|| {
+            if at == batches.len() {
+                return None;
+            }
+            let crc = head_crc(batches, at);
+            let records_bytes = u32_at(batches, at + BATCH_PREFIX_BYTES + RECORDS_BYTES_AT);
+            at += BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES + records_bytes as usize;
+            assert!(at <= batches.len(), "a chunk is filled with whole batches");
+            batch_count += 1;
+            Some(crc)
+        }));
+        ChunkHeader { used_bytes, queue, first_sequence, end_sequence, batch_count, chunk, heads }
     }
 
     /// Which chunk it is.
@@ -114,7 +188,9 @@ impl ChunkHeader {
         bytes[24..32].copy_from_slice(&self.first_sequence.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.end_sequence.to_le_bytes());
         bytes[40..44].copy_from_slice(&self.batch_count.to_le_bytes());
+        bytes[44..48].copy_from_slice(&self.heads.sum.to_le_bytes());
         bytes[48..56].copy_from_slice(&self.chunk.to_le_bytes());
+        bytes[56..64].copy_from_slice(&self.heads.weighted.to_le_bytes());
         let crc = checksum(&bytes, batches);
         bytes[0..4].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -132,6 +208,7 @@ impl ChunkHeader {
             end_sequence: u64_at(image, 32),
             batch_count: u32_at(image, 40),
             chunk: u64_at(image, 48),
+            heads: Heads { sum: u32_at(image, 44), weighted: u64_at(image, 56) },
         }
     }
 
@@ -156,30 +233,21 @@ impl ChunkHeader {
         if actual != expected {
             return Err(ChunkError::Checksum { expected, actual });
         }
-        let reserved = u16_at(bytes, 10) != 0 || u32_at(bytes, 44) != 0 || u64_at(bytes, 56) != 0;
-        if reserved || header.first_sequence > header.end_sequence {
+        if u16_at(bytes, 10) != 0 || header.first_sequence > header.end_sequence {
             return Err(ChunkError::Contradiction);
         }
         Ok(header)
     }
 }
 
-/// Ends the filling of a chunk: writes its header, with what `name` says and the count, the bytes
-/// and the checksum of the batches in it, and zeroes the padding. Then its image can go to disk.
+/// Ends the filling of a chunk: writes its header, with what `name` says and the count, the bytes,
+/// the sums and the checksum of the batches in it, and zeroes the padding. Then its image can go to disk.
 ///
 /// # Panics
 /// If what it is filled with are not whole batches, each behind its prefix.
 pub fn seal(writer: ChunkWriter, name: ChunkName) -> SealedChunk {
-    let used = writer.filled_bytes();
-    let batches = writer.slice(CHUNK_HEADER_BYTES..used);
-    let (mut batch_count, mut at) = (0, 0);
-    while at < batches.len() {
-        let records_bytes = u32_at(batches, at + BATCH_PREFIX_BYTES + RECORDS_BYTES_AT);
-        at += BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES + records_bytes as usize;
-        batch_count += 1;
-    }
-    assert_eq!(at, batches.len(), "a chunk is filled with whole batches");
-    let bytes = ChunkHeader::of(name, used, batch_count).encode(batches);
+    let batches = writer.slice(CHUNK_HEADER_BYTES..writer.filled_bytes());
+    let bytes = ChunkHeader::of(name, batches).encode(batches);
     writer.seal(&bytes, DISK_ALIGN_BYTES)
 }
 

@@ -389,12 +389,13 @@ proptest! {
 #[cfg(feature = "server")]
 mod chunks {
     use super::*;
-    use crate::format::chunk::{ChunkError, ChunkHeader};
+    use crate::base::checksum::crc32c;
+    use crate::format::chunk::{ChunkError, ChunkHeader, Heads};
 
     /// Chunk 3 of queue 9: prefix (sequence 1000) and [`BATCH`].
     const HEADER: &str = "
-        a64a4d04 4642434b 0100 0000 aa000000 0900000000000000 e803000000000000 ea03000000000000
-        01000000 00000000 0300000000000000 0000000000000000";
+        856a41bf 4642434b 01000000 aa000000 0900000000000000 e803000000000000 ea03000000000000
+        01000000 b6e394fb 0300000000000000 b6e394fb00000000";
 
     fn sample() -> (ChunkHeader, Vec<u8>) {
         let prefix = BatchPrefix { base_sequence: 1000, accepted_us: 0x0006_0000_0000_0001 };
@@ -407,6 +408,7 @@ mod chunks {
             end_sequence: 1002,
             batch_count: 1,
             chunk: 3,
+            heads: Heads::of([crc32c(&batches[..56])]),
         };
         (header, batches)
     }

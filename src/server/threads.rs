@@ -77,7 +77,7 @@ pub fn start(
     });
     let disk_limit_bytes = config.disk_limit_bytes.unwrap_or(0);
     let disk_budget = DiskBudget::new(disk_limit_bytes);
-    // Of an earlier run with more shards, or one that spilled; what stands in them is worth nothing.
+    // Of an earlier run with more shards, or that spilled; what stands in them is worth nothing.
     let (prefix, suffix) = SPILL_FILE_NAMES;
     let of_no_shard = |name: &str| {
         let number = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix));

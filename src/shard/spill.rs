@@ -3,9 +3,9 @@
 //!
 //! ```text
 //! over watermark_high                     until under watermark_low
-//!   clean chunks that no cursor needs  -> dropped
-//!   queue with most to spill           -> its newest closed chunk \
-//!   no closed ones: the longest tail   -> sealed early            /-> gathered to a slot -> written
+//!   clean chunks that no cursor needs -> dropped
+//!   queue with most to spill          -> its newest closed chunk \
+//!   no closed ones: the longest tail  -> sealed early            /-> gathered to a slot -> written
 //! ```
 //!
 //! The order of queues is kept as they grow, by powers of two, and looked at only here: queues are
@@ -195,6 +195,11 @@ impl Spill {
         self.open.as_ref().and_then(|open| open.store.next_deadline())
     }
 
+    /// Whether there is a slot to write to; asking is what makes the file grow.
+    fn ready_to_write(&mut self) -> bool {
+        self.store().is_none_or(|store| store.can_write())
+    }
+
     /// Sees to it that the store is asked what it needs of the file system.
     pub fn look_later(&mut self) {
         self.look = true;
@@ -280,6 +285,10 @@ impl Core {
         let queues = (self.spill.tails.len() as u64).max(1);
         let share_bytes = self.spill.low_bytes / queues;
         self.memory.press(self.spill.spilling.then_some(share_bytes));
+        // Space on disk is made before it is needed: the first of it takes longest.
+        if used > self.spill.low_bytes / 2 && !self.spill.ready_to_write() {
+            self.spill.look = true;
+        }
         if self.spill.spilling {
             self.spill.look = true;
             self.evict_clean();
@@ -365,8 +374,7 @@ impl Core {
     /// Takes chunks out of the queues that have most, and writes them slot by slot.
     fn gather_victims(&mut self) {
         for _ in 0..VICTIMS_PER_TICK_MAX {
-            let can_write = self.spill.store().is_some_and(|store| store.can_write());
-            if !can_write || self.excess() == 0 {
+            if !self.spill.ready_to_write() || self.excess() == 0 {
                 return;
             }
             let Some((owner, sealed)) = self.next_victim() else { return };
@@ -477,8 +485,8 @@ impl Core {
         }
     }
 
-    /// Plans what goes to disk and what comes back, once per tick. `free_bytes` asks the file system
-    /// what is left.
+    /// Plans what goes to disk and what comes back, once per tick. `free_bytes` asks the file
+    /// system what is left.
     pub fn plan_disk(&mut self, free_bytes: impl Fn() -> Option<u64>) {
         // First, for a store that was full or failed may be tried again now.
         self.ask_store(&free_bytes);

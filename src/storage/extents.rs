@@ -369,6 +369,8 @@ impl Extents {
         self.asked = false;
         let idle: Vec<u32> = self.idle().collect();
         self.condemn(&idle);
+        // What was asked for before is given back: who still needs it asks again.
+        (self.asked, self.refusal) = (false, None);
         idle.len()
     }
 

@@ -5,24 +5,23 @@
 //!           another chunk, whole -------------------> nothing of it is taken
 //!           else damaged, and after a second read:
 //! salvage:  header or checksum damaged, all else whole -> the header is written anew
-//!           batch damaged, its neighbours agree ------> lost; records without content stand there
-//!           else -------------------------------------> it and all behind it are lost
+//!           heads of batches are as written, but one --> that one is lost, and each whose content
+//!                                                        is damaged; empty records stand there
+//!           else -------------------------------------> nothing of it is taken
 //! ```
 //!
-//! Every length is checked before it is followed, and sequences are dense, so a batch that is
-//! damaged is passed over only when the batch behind it stands where and has the sequence that the
-//! damaged header says. A batch is taken only with its own checksum and the sequence that it must
-//! have: a whole batch with another may be what stood there before. Its checksum does not cover the
-//! time in the broker's prefix, which is mended from the neighbours if it is not between theirs.
+//! A batch that is whole, and has the right sequence, may still be what stood there before: of
+//! another queue, or because a sector is half of this image and half of the last. So one is taken
+//! only if the sums in the chunk's header say that its head was written as part of this image; the
+//! head has the checksum of what is behind it. The header in turn is believed only if its own, short
+//! checksum is the one that is kept in memory.
 
 use crate::base::checksum::crc32c;
 use crate::format::batch::{self, BatchHeader, BatchPrefix, FRAGMENT};
-use crate::format::chunk::{ChunkError, ChunkHeader, ChunkName, MAGIC};
+use crate::format::chunk::{ChunkError, ChunkHeader, ChunkName, OddOne, head_crc};
 use crate::format::record::RecordHeader;
-use crate::format::{u16_at, u32_at};
 use crate::limits::{
-    BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, BATCH_RECORDS_MAX, CHUNK_HEADER_BYTES,
-    RECORD_HEADER_BYTES,
+    BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, RECORD_HEADER_BYTES,
 };
 use std::ops::Range;
 
@@ -48,9 +47,13 @@ pub(super) struct Saved {
     pub lost: Vec<Range<u64>>,
 }
 
-/// Of the checksum of a sealed image: what is kept in memory of it.
+/// Of a sealed image's header, its sums over the batches included: what is kept in memory of it.
+///
+/// # Panics
+/// If the image is shorter than a header.
 pub(super) fn check_of(image: &[u8]) -> u16 {
-    u16_at(image, 0)
+    // Not of the checksum that stands there: a torn sector may have that one, and other sums.
+    crc32c(&image[4..CHUNK_HEADER_BYTES]) as u16
 }
 
 /// Looks at what was read of an image of `image_bytes`, without changing it.
@@ -84,61 +87,62 @@ pub(super) fn judge(there: &[u8], image_bytes: usize, name: ChunkName, check: u1
 /// Saves what can be saved of a damaged image, and leaves an image that is whole in itself. `None`
 /// if nothing can: also if a fragment of a large message is damaged, which is nothing without it.
 pub(super) fn salvage(image: &mut [u8], name: ChunkName, check: u16) -> Option<Saved> {
-    if is_anothers(image, name, check) {
-        return None;
-    }
     if let Some(used_bytes) = mend_header(image, name, check) {
         return Some(Saved { used_bytes, lost: Vec::new() });
     }
-    let mut walk = Walk {
-        image,
-        end_sequence: name.end_sequence,
-        at: CHUNK_HEADER_BYTES,
-        sequence: name.first_sequence,
-        batch_count: 0,
-        lost: Vec::new(),
-        times: Vec::new(),
-    };
-    while walk.sequence < name.end_sequence {
-        match walk.step()? {
-            Step::Next => {}
-            Step::Broken => walk.lose_rest()?,
-        }
-    }
-    if walk.times.is_empty() {
+    let header = ChunkHeader::read_unchecked(image);
+    if check_of(image) != check || header.name() != name {
         return None;
     }
-    walk.mend_times();
-    let Walk { at: used_bytes, batch_count, lost, .. } = walk;
-    write_header(image, name, used_bytes, batch_count);
-    Some(Saved { used_bytes, lost })
+    let used_bytes = header.used_bytes as usize;
+    let batches = Batches { image: image.get(..used_bytes)?, at: CHUNK_HEADER_BYTES };
+    let batches: Vec<Found> = batches.collect();
+    if batches.last()?.end != used_bytes || batches.len() != header.batch_count as usize {
+        return None;
+    }
+    let heads: Vec<u32> = batches.iter().map(|batch| head_crc(image, batch.at)).collect();
+    let odd = match header.heads.odd_one(&heads) {
+        OddOne::None => None,
+        OddOne::At(nth) => Some(nth),
+        OddOne::Several => return None,
+    };
+    let (mut sequence, mut lost) = (name.first_sequence, Vec::new());
+    for (nth, batch) in batches.iter().enumerate() {
+        let next = sequence.checked_add(u64::from(batch.header.record_count))?;
+        if Some(nth) != odd && batch.prefix.base_sequence != sequence {
+            return None;
+        }
+        if Some(nth) == odd || !batch.is_whole(image) {
+            lose(image, batch, sequence)?;
+            extend(&mut lost, sequence..next);
+        }
+        sequence = next;
+    }
+    let some_are_left = lost != [name.first_sequence..name.end_sequence];
+    (sequence == name.end_sequence && some_are_left).then(|| {
+        write_header(image, name, used_bytes);
+        Saved { used_bytes, lost }
+    })
 }
 
-fn write_header(image: &mut [u8], name: ChunkName, used_bytes: usize, batch_count: u32) {
-    let header = ChunkHeader::of(name, used_bytes, batch_count);
-    let bytes = header.encode(&image[CHUNK_HEADER_BYTES..used_bytes]);
+fn write_header(image: &mut [u8], name: ChunkName, used_bytes: usize) {
+    let batches = &image[CHUNK_HEADER_BYTES..used_bytes];
+    let bytes = ChunkHeader::of(name, batches).encode(batches);
     image[..CHUNK_HEADER_BYTES].copy_from_slice(&bytes);
 }
 
-/// Whether what can be read of the header is another chunk's: both its name and its checksum.
-fn is_anothers(image: &[u8], name: ChunkName, check: u16) -> bool {
-    u32_at(image, 4) == MAGIC
-        && check_of(image) != check
-        && ChunkHeader::read_unchecked(image).name() != name
-}
-
-/// Writes the header anew if all else is as it was when the checksum was taken that `check` is of,
-/// and either only the checksum in the header is damaged, or only what is behind it.
+/// Writes the header anew if all batches are whole, and either only the checksum in the header is
+/// damaged, or only what is behind it.
 fn mend_header(image: &mut [u8], name: ChunkName, check: u16) -> Option<usize> {
-    let (mut used_bytes, mut batch_count) = (CHUNK_HEADER_BYTES, 0);
+    let mut used_bytes = CHUNK_HEADER_BYTES;
     for batch in (Batches { image, at: CHUNK_HEADER_BYTES }) {
         if !batch.is_whole(image) {
             return None;
         }
-        (used_bytes, batch_count) = (batch.end, batch_count + 1);
+        used_bytes = batch.end;
     }
-    let header = ChunkHeader::of(name, used_bytes, batch_count);
-    let bytes = header.encode(&image[CHUNK_HEADER_BYTES..used_bytes]);
+    let batches = &image[CHUNK_HEADER_BYTES..used_bytes];
+    let bytes = ChunkHeader::of(name, batches).encode(batches);
     let half = bytes[..4] == image[..4] || bytes[4..] == image[4..CHUNK_HEADER_BYTES];
     (half && check_of(&bytes) == check).then(|| {
         image[..CHUNK_HEADER_BYTES].copy_from_slice(&bytes);
@@ -146,137 +150,46 @@ fn mend_header(image: &mut [u8], name: ChunkName, check: u16) -> Option<usize> {
     })
 }
 
-enum Step {
-    Next,
-    /// Here is nothing that can be followed.
-    Broken,
-}
-
-/// Goes through a damaged image, from one batch to the next.
-struct Walk<'a> {
-    image: &'a mut [u8],
-    end_sequence: u64,
-    /// Of the next batch.
-    at: usize,
-    /// Of its first message.
-    sequence: u64,
-    batch_count: u32,
-    lost: Vec<Range<u64>>,
-    /// Of whole batches: where they stand and when they were taken.
-    times: Vec<(usize, u64)>,
-}
-
-impl Walk<'_> {
-    /// `None` at a fragment.
-    fn step(&mut self) -> Option<Step> {
-        let Some(found) = Found::at(self.image, self.at) else { return Some(Step::Broken) };
-        let is_whole = found.is_whole(self.image);
-        if is_whole && found.header.flags & FRAGMENT != 0 {
-            return None;
-        }
-        let is_ours = is_whole && found.prefix.base_sequence == self.sequence;
-        let count = found.header.record_count;
-        let next = self.sequence.checked_add(u64::from(count));
-        let Some(next) = next.filter(|next| *next <= self.end_sequence) else {
-            return Some(Step::Broken);
+/// Puts records without content in the place of a batch, the first of which fills it up. `None` if
+/// there is no room for so many, or it is a fragment.
+fn lose(image: &mut [u8], batch: &Found, sequence: u64) -> Option<()> {
+    let BatchHeader { record_count: count, records_bytes, flags, .. } = batch.header;
+    let spare = (records_bytes as usize).checked_sub(count as usize * RECORD_HEADER_BYTES)?;
+    if flags & FRAGMENT != 0 {
+        return None;
+    }
+    let prefix = BatchPrefix { base_sequence: sequence, accepted_us: 0 };
+    let (head, wire) = image[batch.at..batch.end].split_at_mut(BATCH_PREFIX_BYTES);
+    head.copy_from_slice(&prefix.encode());
+    let records = &mut wire[BATCH_HEADER_BYTES..];
+    records.fill(0);
+    let mut at = 0;
+    for nth in 0..count {
+        let body_bytes = if nth == 0 { spare } else { 0 };
+        let header = RecordHeader {
+            body_bytes: body_bytes as u32,
+            sequence_delta: nth,
+            ..RecordHeader::default()
         };
-        if !is_ours {
-            let records_min = count as usize * RECORD_HEADER_BYTES;
-            if !self.agrees(found.end, next) || records_min > found.header.records_bytes as usize {
-                return Some(Step::Broken);
-            }
-        }
-        if is_ours {
-            self.times.push((self.at, found.prefix.accepted_us));
-            (self.at, self.sequence) = (found.end, next);
-            self.batch_count += 1;
-        } else {
-            self.lose(count, found.header.records_bytes as usize);
-        }
-        Some(Step::Next)
+        records[at..at + RECORD_HEADER_BYTES].copy_from_slice(&header.encode());
+        at += RECORD_HEADER_BYTES + body_bytes;
     }
-
-    /// Whether the batch at `at` is readable and has this sequence, or the chunk ends with it.
-    fn agrees(&self, at: usize, sequence: u64) -> bool {
-        sequence == self.end_sequence
-            || Found::at(self.image, at).is_some_and(|next| next.prefix.base_sequence == sequence)
-    }
-
-    /// Puts so many records without content here, the first of which fills up to `records_bytes`.
-    fn lose(&mut self, count: u32, records_bytes: usize) {
-        let prefix = BatchPrefix { base_sequence: self.sequence, accepted_us: 0 };
-        let end = self.at + HEAD_BYTES + records_bytes;
-        let (head, wire) = self.image[self.at..end].split_at_mut(BATCH_PREFIX_BYTES);
-        head.copy_from_slice(&prefix.encode());
-        let records = &mut wire[BATCH_HEADER_BYTES..];
-        records.fill(0);
-        let spare = records_bytes - count as usize * RECORD_HEADER_BYTES;
-        let mut at = 0;
-        for nth in 0..count {
-            let body_bytes = if nth == 0 { spare } else { 0 };
-            let header = RecordHeader {
-                body_bytes: body_bytes as u32,
-                sequence_delta: nth,
-                ..RecordHeader::default()
-            };
-            records[at..at + RECORD_HEADER_BYTES].copy_from_slice(&header.encode());
-            at += RECORD_HEADER_BYTES + body_bytes;
-        }
-        let header = BatchHeader {
-            record_count: count,
-            records_bytes: records_bytes as u32,
-            producer_sequence: 1,
-            ..BatchHeader::default()
-        };
-        batch::seal(wire, header);
-        let next = self.sequence + u64::from(count);
-        match self.lost.last_mut() {
-            Some(last) if last.end == self.sequence => last.end = next,
-            _ => self.lost.push(self.sequence..next),
-        }
-        (self.at, self.sequence) = (end, next);
-        self.batch_count += 1;
-    }
-
-    /// All that is left is lost. `None` if there is no room to say so, which cannot be where so
-    /// many records stood.
-    fn lose_rest(&mut self) -> Option<()> {
-        while self.sequence < self.end_sequence {
-            let left = self.end_sequence - self.sequence;
-            let count = left.min(BATCH_RECORDS_MAX as u64) as u32;
-            let records_bytes = count as usize * RECORD_HEADER_BYTES;
-            if self.image.len() - self.at < HEAD_BYTES + records_bytes {
-                return None;
-            }
-            self.lose(count, records_bytes);
-        }
-        Some(())
-    }
-
-    /// No checksum but the chunk's covers when a batch was taken. A time that is not between its
-    /// neighbours', where those are in order, becomes that of the batch before.
-    fn mend_times(&mut self) {
-        for nth in 0..self.times.len() {
-            let time = |nth: usize| self.times.get(nth).map(|(_, time)| *time);
-            let (at, own) = self.times[nth];
-            let before = nth.checked_sub(1).and_then(time);
-            let mended = match (before, time(nth + 1), time(nth + 2)) {
-                (Some(before), Some(after), _) if before <= after => {
-                    if own < before || own > after { before } else { own }
-                }
-                (Some(before), None, _) => own.max(before),
-                (None, Some(after), Some(later)) if own > after.max(later) => after,
-                _ => own,
-            };
-            let mended = if mended > TIME_US_MAX { before.unwrap_or(0) } else { mended };
-            self.times[nth].1 = mended;
-            self.image[at + 8..at + BATCH_PREFIX_BYTES].copy_from_slice(&mended.to_le_bytes());
-        }
-    }
+    let header = BatchHeader {
+        record_count: count,
+        records_bytes,
+        producer_sequence: 1,
+        ..BatchHeader::default()
+    };
+    batch::seal(wire, header);
+    Some(())
 }
 
-/// No batch was taken later: the year 2255. What is computed from it does not overflow.
-const TIME_US_MAX: u64 = 1 << 53;
+fn extend(lost: &mut Vec<Range<u64>>, more: Range<u64>) {
+    match lost.last_mut() {
+        Some(last) if last.end == more.start => last.end = more.end,
+        _ => lost.push(more),
+    }
+}
 
 /// A batch whose header can be read, and which ends inside the image.
 #[derive(Clone, Copy)]

@@ -24,7 +24,7 @@ pub struct Place {
     table: Rc<SlotTable>,
     /// The slot; [`VISITOR`] beside it in a clone.
     slot: u32,
-    /// Of the image's checksum, to tell it from what stood there before.
+    /// Of the image's header, to tell it from what stood there before.
     check: u16,
     page: u8,
     pages_less_one: u8,
