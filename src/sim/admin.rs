@@ -282,10 +282,7 @@ fn judge_error(stage: &Stage, asked: &Asked, error: &wire::ErrorT) -> Checked {
             true
         }
         (_, ErrorCode::Draining) => true,
-        (Asked::Peek(_) | Asked::Trim, ErrorCode::Refilling) => {
-            universe.cover(Cover::PeekRefused);
-            true
-        }
+        (Asked::Peek(_) | Asked::Trim, ErrorCode::Refilling) => true,
         (Asked::Create(nth, other), ErrorCode::QueueExists) => {
             universe.cover(Cover::QueueExists);
             // Its subscriptions count as well, and they change.

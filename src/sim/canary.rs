@@ -4,10 +4,15 @@
 //! - [`CanaryWorld`]: now and then a batch's messages change places, with a checksum that fits: the
 //!   broker has lost the order of what it confirmed
 //! - [`LateCanaryWorld`]: the broker takes acks of leases that have ended
+//! - [`SpillCanaryWorld`]: what is read from disk is now and then not what was written, and nobody
+//!   has spoiled it: the broker has used a slot too early, or forgotten where a chunk stands
 
 use crate::format::batch::{self, Batch, BatchHeader};
 use crate::format::record::Records;
-use crate::io::{Accepted, Net, NetEvent, ReadOutcome, Socket, World, WriteOutcome};
+use crate::io::{
+    Accepted, Disk, DiskCompletion, DiskRequest, FileId, Net, NetEvent, ReadOutcome, Socket, World,
+    WriteOutcome,
+};
 use crate::limits::{BATCH_HEADER_BYTES, FRAME_HEADER_BYTES, PREAMBLE_BYTES, RECORD_HEADER_BYTES};
 use crate::protocol::frame::{FrameHeader, Opcode};
 use crate::protocol::hot::AckDone;
@@ -54,6 +59,92 @@ impl SimulatedWorld for LateCanaryWorld {
 
     fn disk(disk: SimDisk) -> SimDisk {
         disk
+    }
+}
+
+/// See the module.
+pub struct SpillCanaryWorld;
+
+impl World for SpillCanaryWorld {
+    type Net = SimNet;
+    type Disk = CanaryDisk;
+    type Clock = SimClock;
+}
+
+impl SimulatedWorld for SpillCanaryWorld {
+    fn net(net: SimNet) -> SimNet {
+        net
+    }
+
+    fn disk(disk: SimDisk) -> CanaryDisk {
+        CanaryDisk { disk, images: BTreeMap::new() }
+    }
+}
+
+/// See the module.
+pub struct CanaryDisk {
+    disk: SimDisk,
+    /// What each offset held before it was written last.
+    images: BTreeMap<u64, (Vec<u8>, Vec<u8>)>,
+}
+
+impl CanaryDisk {
+    fn note(&mut self, request: &DiskRequest) {
+        let DiskRequest::Write { offset, chunks, .. } = request else { return };
+        let mut at = *offset;
+        for chunk in chunks {
+            let held = self.images.entry(at).or_default();
+            *held = (std::mem::take(&mut held.1), chunk.image().to_vec());
+            at += chunk.image().len() as u64;
+        }
+    }
+}
+
+impl Disk for CanaryDisk {
+    fn open(&mut self, name: &str) -> std::io::Result<FileId> {
+        self.disk.open(name)
+    }
+
+    fn file_bytes(&self, file: FileId) -> std::io::Result<u64> {
+        self.disk.file_bytes(file)
+    }
+
+    fn cut(&mut self, file: FileId, bytes: u64) -> std::io::Result<()> {
+        self.disk.cut(file, bytes)
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.disk.free_bytes()
+    }
+
+    fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest> {
+        if !self.disk.is_full() {
+            self.note(&request);
+        }
+        self.disk.submit(request)
+    }
+
+    fn flush(&mut self) {
+        self.disk.flush();
+    }
+
+    fn poll_completion(&mut self) -> Option<DiskCompletion> {
+        let mut completion = self.disk.poll_completion()?;
+        if let DiskCompletion::Read { into, result: Ok(bytes), .. } = &mut completion {
+            let there = into.loaded_image().to_vec();
+            let written = self.images.values().find(|(_, now)| *now == there);
+            let before = written.map(|(before, _)| before.clone()).unwrap_or_default();
+            // Twice the same, or it would be read again and be right.
+            let stale = before.len() == there.len() && before.len() == *bytes;
+            if stale {
+                into.unload();
+                into.load(|all| {
+                    all[..before.len()].copy_from_slice(&before);
+                    before.len()
+                });
+            }
+        }
+        Some(completion)
     }
 }
 

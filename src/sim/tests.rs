@@ -36,4 +36,5 @@ fn finds_the_bug_of<W: super::world::SimulatedWorld>() -> bool {
 fn the_planted_bugs_are_found() {
     assert!(finds_the_bug_of::<super::canary::CanaryWorld>());
     assert!(finds_the_bug_of::<super::canary::LateCanaryWorld>());
+    assert!(finds_the_bug_of::<super::canary::SpillCanaryWorld>());
 }

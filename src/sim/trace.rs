@@ -257,8 +257,6 @@ covers! {
     WarmStart = "warm_start",
     /// A peek waited for the disk.
     PeekWaited = "peek_waited",
-    /// A peek waited too long.
-    PeekRefused = "peek_refused",
     /// A dead letter on its way out stood on disk.
     DeadLetterSpilled = "dead_letter_spilled",
     /// A message that was redriven stood on disk.
