@@ -306,7 +306,7 @@ impl Core {
     }
 
     /// What is gathered is not enough for a slot: it is written only where memory is over the high
-    /// mark, by this shard's doing, and nothing else makes room meanwhile; and goes back where it need
+    /// mark by this shard, and nothing else makes room meanwhile; and goes back where it need
     /// not go any more.
     fn settle_gathered(&mut self, used: u64) {
         if self.spill.gathered.is_empty() {
