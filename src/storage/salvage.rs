@@ -118,7 +118,8 @@ pub(super) fn salvage(image: &mut [u8], name: ChunkName, check: u16) -> Option<S
         }
         sequence = next;
     }
-    let some_are_left = lost != [name.first_sequence..name.end_sequence];
+    let all = name.first_sequence..name.end_sequence;
+    let some_are_left = lost != [all];
     (sequence == name.end_sequence && some_are_left).then(|| {
         write_header(image, name, used_bytes);
         Saved { used_bytes, lost }

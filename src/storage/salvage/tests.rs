@@ -152,8 +152,9 @@ fn two_damaged_batches_cost_both() {
         let mut damaged = image.clone();
         damaged[starts[first] + 75] ^= 4;
         damaged[starts[second] + 75] ^= 4;
+        let both = range_of(first).start..range_of(second).end;
         let expected = match first + 1 == second {
-            true => vec![range_of(first).start..range_of(second).end],
+            true => vec![both],
             false => vec![range_of(first), range_of(second)],
         };
         assert_eq!(lost_of(damaged, check_of(&image)), Some(expected));
