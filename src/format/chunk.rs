@@ -241,7 +241,8 @@ impl ChunkHeader {
 }
 
 /// Ends the filling of a chunk: writes its header, with what `name` says and the count, the bytes,
-/// the sums and the checksum of the batches in it, and zeroes the padding. Then its image can go to disk.
+/// sums and the checksum of the batches in it, and zeroes the padding. Then its image can go to
+/// disk.
 ///
 /// # Panics
 /// If what it is filled with are not whole batches, each behind its prefix.

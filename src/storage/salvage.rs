@@ -13,7 +13,8 @@
 //! A batch that is whole, and has the right sequence, may still be what stood there before: of
 //! another queue, or because a sector is half of this image and half of the last. So one is taken
 //! only if the sums in the chunk's header say that its head was written as part of this image; the
-//! head has the checksum of what is behind it. The header in turn is believed only if its own, short
+//! head has the checksum of what is behind it. The header in turn is believed only if its own,
+//! short
 //! checksum is the one that is kept in memory.
 
 use crate::base::checksum::crc32c;
