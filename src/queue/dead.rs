@@ -257,8 +257,9 @@ impl DeadLetters {
                 _ => _ = self.waiting.insert(dead.portion.first_sequence(), dead),
             }
         }
-        let refused = self.refused.extract_if(.., |(_, sequence), _| range.contains(sequence));
-        for (_, dead) in refused {
+        let refused = self.refused.keys().filter(|(_, sequence)| range.contains(sequence));
+        for key in refused.copied().collect::<Vec<_>>() {
+            let Some(dead) = self.refused.remove(&key) else { continue };
             self.text_bytes -= dead.text.len();
             taken.push(dead.portion);
         }
