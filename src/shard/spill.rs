@@ -391,7 +391,9 @@ impl Core {
     /// Takes chunks out of the queues that have most, and writes them slot by slot.
     fn gather_victims(&mut self) {
         for _ in 0..VICTIMS_PER_TICK_MAX {
-            if !self.spill.ready_to_write() || self.excess() == 0 {
+            // To ask the store is to make its file grow: it is asked only for what there is.
+            let empty = self.spill.closed.is_empty() && self.spill.tails.is_empty();
+            if empty || self.excess() == 0 || !self.spill.ready_to_write() {
                 return;
             }
             let Some((owner, sealed)) = self.next_victim() else { return };

@@ -321,6 +321,10 @@ impl SessionPeer {
                 Event::Unblocked { .. } => stage.universe.cover(Cover::Unblocked),
                 Event::Fault { error, .. } if error.code == Some(ErrorCode::LateAck) => {}
                 Event::Fault { error, .. } if error.code == Some(ErrorCode::UnknownHandle) => {}
+                // It had the front of a large message whose rest is lost.
+                Event::Fault { error, .. }
+                    if error.code == Some(ErrorCode::DiskError)
+                        && stage.universe.device.borrow().has_damage() => {}
                 Event::Fault { error, .. }
                     if matches!(
                         error.code,
