@@ -494,8 +494,8 @@ impl Log {
         }
     }
 
-    /// Where message `sequence` stands, or the first one behind it; `at` is not behind it. In a chunk
-    /// that is absent: not behind it.
+    /// Where message `sequence` stands, or the first one behind it; `at` is not behind it. In a
+    /// chunk that is absent: not behind it.
     pub fn seek(&self, at: Position, sequence: u64) -> Position {
         let mut next = at;
         while let Some(at) = self.settle(next) {

@@ -8,8 +8,8 @@ use crate::queue::subscription::{Parts, Subscription};
 use std::ops::Range;
 
 impl Subscription {
-    /// Gives up messages of one chunk that it has ready, waiting, or has given up itself. What is in
-    /// flight stays so until it ends. Returns how many.
+    /// Gives up messages of one chunk that it has ready, waiting, or has given up itself. What is
+    /// in flight stays so until it ends. Returns how many.
     pub(super) fn lose(&mut self, lost: &Range<u64>, parts: &mut Parts<'_>) -> u64 {
         let (ready, waiting) = self.due.remove(lost);
         let dead = self.dead.remove(lost);
@@ -32,8 +32,8 @@ impl Subscription {
         all
     }
 
-    /// A chunk came back with others than its own bytes in the place of what is lost: a cursor in it
-    /// is sought anew, by its sequence.
+    /// A chunk came back with others than its own bytes in the place of what is lost: a cursor in
+    /// it is sought anew, by its sequence.
     pub(super) fn forget_place_in(&mut self, chunk: u64) {
         if self.cursor.chunk == chunk {
             self.cursor = Position::chunk_start(chunk);
@@ -107,8 +107,8 @@ impl Subscription {
 
 impl Log {
     /// What `count` messages of the chunk with message `sequence`, which is not in front of `at`,
-    /// count of its bytes: exact if it is all of them, or all are alike; nothing tells more. It needs
-    /// no look into a chunk.
+    /// count of its bytes: exact if it is all of them, or all are alike; nothing tells more. It
+    /// needs no look into a chunk.
     fn share_of_chunk(&self, at: Position, sequence: u64, count: u64) -> u64 {
         let skipped = at.chunk.saturating_sub(self.front) as usize;
         let mut held = self.chunks.iter().skip(skipped).flatten();

@@ -38,8 +38,6 @@ mod subscriptions;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
-mod test_disk;
-#[cfg(test)]
 mod tests;
 
 use crate::base::prng::Prng;

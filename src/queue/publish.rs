@@ -585,8 +585,8 @@ impl Queue {
                 "the broker's memory limit leaves no room; consume, or raise memory_limit".into()
             }
             ErrorCode::DiskLimit => format!(
-                "memory is full, and on disk is as much as disk_limit = {value} allows; consume, or \
-                 raise disk_limit"
+                "memory is full, and on disk is as much as disk_limit = {value} allows; consume, \
+                 or raise disk_limit"
             ),
             ErrorCode::DiskFull => {
                 "memory is full, and the file system has no space left for more; \

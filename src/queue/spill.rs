@@ -185,8 +185,8 @@ impl Queue {
         count
     }
 
-    /// A clean chunk may leave memory, unless somebody waits for it, or it is one of the next `near`
-    /// chunks of a cursor that goes on, the one where it stands included.
+    /// A clean chunk may leave memory, unless somebody waits for it, or it is one of the next
+    /// `near` chunks of a cursor that goes on, the one where it stands included.
     pub fn evict(&mut self, chunk: u64, near: u32) -> Eviction {
         if !self.is_clean(chunk) {
             return Eviction::Gone;
@@ -197,8 +197,8 @@ impl Queue {
         Eviction::Evicted(self.log.evict(chunk))
     }
 
-    /// As [`Queue::evict`], of a chunk that somebody will need but nobody waits for: one that another
-    /// waits for goes first where there is no room for both.
+    /// As [`Queue::evict`], of a chunk that somebody will need but nobody waits for: one that
+    /// another waits for goes first where there is no room for both.
     pub fn evict_unless_waited(&mut self, chunk: u64) -> Eviction {
         self.evict(chunk, 0)
     }

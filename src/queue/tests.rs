@@ -12,6 +12,7 @@ use crate::queue::policy::OnFull;
 use std::rc::Rc;
 
 mod dead_letters;
+pub(super) mod disk;
 mod leases;
 mod moved;
 mod pulls;

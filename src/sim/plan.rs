@@ -95,17 +95,7 @@ impl Plan {
         let memory_limit_bytes =
             (pool.slab_bytes * slabs) as u64 + u64::from(shards) * (1024 * KIB) as u64;
         let forgets_producers = universe.chance(150);
-        let mut bounds = QueueBounds {
-            // Two batches at least, as `limits.rs` has it.
-            window_bytes: (batch_bytes_max * [2, 3, 8][universe.index(3)]) as u64,
-            in_flight_max: [20, 200, 1_000_000][universe.index(3)],
-            ack_span_max: [300, 1_000_000][universe.index(2)],
-            retry_waiting_max: [5, 50, 1_000_000][universe.index(3)],
-            ..QueueBounds::default()
-        };
-        if forgets_producers {
-            bounds.producers_max = 3;
-        }
+        let bounds = draw_bounds(universe, batch_bytes_max, forgets_producers);
         let spill = spills.then(|| SpillPlan::draw(universe, &pool, shards));
         let watermark_high = [5, 20, 40, 70][universe.index(4)];
         let config = ShardConfig {
@@ -155,6 +145,25 @@ impl Plan {
             spill,
             config,
         }
+    }
+}
+
+fn draw_bounds(
+    universe: &Universe,
+    batch_bytes_max: usize,
+    forgets_producers: bool,
+) -> QueueBounds {
+    let bounds = QueueBounds {
+        // Two batches at least, as `limits.rs` has it.
+        window_bytes: (batch_bytes_max * [2, 3, 8][universe.index(3)]) as u64,
+        in_flight_max: [20, 200, 1_000_000][universe.index(3)],
+        ack_span_max: [300, 1_000_000][universe.index(2)],
+        retry_waiting_max: [5, 50, 1_000_000][universe.index(3)],
+        ..QueueBounds::default()
+    };
+    match forgets_producers {
+        true => QueueBounds { producers_max: 3, ..bounds },
+        false => bounds,
     }
 }
 

@@ -8,7 +8,7 @@ use crate::protocol::hot::NackKind;
 use crate::queue::counters::SubscriptionCounters;
 use crate::queue::policy::{Backoff, BackoffRule};
 use crate::queue::subscriptions::CreateSubscriptionError;
-use crate::queue::test_disk::TestDisk;
+use crate::queue::tests::disk::TestDisk;
 use crate::queue::{MoveReason, NackRequest, Subscription};
 
 mod disk;

@@ -7,7 +7,7 @@ use crate::format::record;
 use crate::queue::consumer::PullState;
 use crate::queue::memory::{Overflow, is_of_memory};
 use crate::queue::spill::Eviction;
-use crate::queue::test_disk::TestDisk;
+use crate::queue::tests::disk::TestDisk;
 
 /// A bench with a disk, and so many messages of 1000 bytes, of which a chunk holds few.
 fn spilled(messages: usize, options: QueueOptions) -> (Bench, TestDisk) {
