@@ -301,8 +301,9 @@ impl Memory {
     /// the chunk that it fills; `None`: it is not.
     ///
     /// Many queues with a large chunk each, nearly empty, would fill memory with nothing. So a
-    /// queue that has little in memory gets chunks of the share that it would have if all were alike, and
-    /// one that fills them faster than they are written has more in memory, and gets larger ones.
+    /// queue that has little in memory gets chunks of the share that it would have if all were
+    /// alike, and one that fills them faster than they are written has more in memory, and gets
+    /// larger ones.
     pub fn press(&mut self, tail_bytes_max: Option<u64>) {
         self.tail_bytes_max = tail_bytes_max;
     }

@@ -319,18 +319,7 @@ impl SessionPeer {
                 }
                 Event::Blocked { .. } => stage.universe.cover(Cover::Blocked),
                 Event::Unblocked { .. } => stage.universe.cover(Cover::Unblocked),
-                Event::Fault { error, .. } if error.code == Some(ErrorCode::LateAck) => {}
-                Event::Fault { error, .. } if error.code == Some(ErrorCode::UnknownHandle) => {}
-                // It had the front of a large message whose rest is lost.
-                Event::Fault { error, .. }
-                    if error.code == Some(ErrorCode::DiskError)
-                        && stage.universe.device.borrow().has_damage() => {}
-                Event::Fault { error, .. }
-                    if matches!(
-                        error.code,
-                        Some(E::Draining | E::MemoryLimit | E::ConnectionsMax)
-                    ) => {}
-                Event::Fault { error, .. } => return Err(format!("a session's fault: {error:?}")),
+                Event::Fault { error, .. } => judge_fault(stage, &error)?,
                 _ => {}
             }
         }
@@ -571,5 +560,16 @@ fn is_alive(properties: &[u8]) -> Checked {
     match letter::read(properties)? {
         None => Ok(()),
         Some(letter) => Err(format!("a message came back as {letter:?}")),
+    }
+}
+
+/// Whether what a session was told may be.
+fn judge_fault(stage: &Stage, error: &BrokerError) -> Checked {
+    match error.code {
+        Some(E::LateAck | E::UnknownHandle) => Ok(()),
+        Some(E::Draining | E::MemoryLimit | E::ConnectionsMax) => Ok(()),
+        // It had the front of a large message whose rest is lost.
+        Some(E::DiskError) if stage.universe.device.borrow().has_damage() => Ok(()),
+        _ => Err(format!("a session's fault: {error:?}")),
     }
 }
