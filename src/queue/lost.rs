@@ -34,8 +34,9 @@ impl Subscription {
 
     /// A chunk came back with others than its own bytes in the place of what is lost: a cursor in
     /// it is sought anew, by its sequence.
-    pub(super) fn forget_place_in(&mut self, chunk: u64) {
-        if self.cursor.chunk == chunk {
+    pub(super) fn forget_place_in(&mut self, chunk: u64, end_sequence: u64) {
+        // One that is through stands before the next chunk, wherever in this one.
+        if self.cursor.chunk == chunk && self.cursor_sequence < end_sequence {
             self.cursor = Position::chunk_start(chunk);
         }
     }

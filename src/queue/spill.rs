@@ -159,9 +159,10 @@ impl Queue {
     ) -> u64 {
         self.drop_waits = None;
         self.log.handle_refill_put_off(chunk);
+        let end_sequence = self.log.held(chunk).map_or(0, LogChunk::end_sequence);
         for nth in 0..self.turns.len() {
             if let Some((subscription, _)) = self.parts(self.turns[nth], memory) {
-                subscription.forget_place_in(chunk);
+                subscription.forget_place_in(chunk, end_sequence);
             }
         }
         let Some(lost) = self.log.lost_range(chunk, sequences) else { return 0 };

@@ -154,6 +154,8 @@ pub(super) struct Extents {
     refusal: Option<Refusal>,
     grow_at: Mono,
     last_write: Mono,
+    /// When somebody last wanted to write, as far as is known.
+    wanted: Mono,
     release_at: Mono,
 }
 
@@ -173,6 +175,7 @@ impl Extents {
             refusal: None,
             grow_at: Mono(0),
             last_write: Mono(0),
+            wanted: Mono(0),
             release_at: Mono(0),
         };
         let warm = (shape.warm_bytes / shape.extent_bytes()).min(extents.count_max());
@@ -222,6 +225,9 @@ impl Extents {
     ) -> Option<Change> {
         if wrote {
             self.last_write = now;
+        }
+        if self.asked {
+            self.wanted = now;
         }
         if self.releasing < SPILL_RELEASE_DEPTH
             && let Some(extent) = self.condemned.pop_front()
@@ -345,7 +351,12 @@ impl Extents {
     }
 
     fn shrink_at(&self) -> Mono {
-        self.release_at.max(self.last_write.plus_ms(SPILL_CALM_MS))
+        let calm = self.release_at.max(self.last_write.plus_ms(SPILL_CALM_MS));
+        // The last free extent stays while somebody may need it: it would only come again.
+        match self.table.counts().free < 2 * self.shape.extent_slots {
+            true => calm.max(self.wanted.plus_ms(SPILL_CALM_MS)),
+            false => calm,
+        }
     }
 
     /// Extents that are here and hold nothing.

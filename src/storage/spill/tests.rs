@@ -499,6 +499,23 @@ fn in_calm_the_file_shrinks_to_its_reserve_and_by_a_trim_to_nothing() {
 }
 
 #[test]
+fn an_extent_that_is_wanted_does_not_come_and_go() {
+    let shape = SpillShape { reserve_bytes: 0, ..SHAPE };
+    let mut bench = Bench::new(8, shape);
+    // Nothing is written, but it may be at any time.
+    for _ in 0..20 {
+        bench.store.can_write();
+        bench.serve(None);
+        bench.later(SPILL_CALM_MS - 1);
+    }
+    let stats = bench.store.stats();
+    assert_eq!((stats.extents_allocated, stats.extents_released), (1, 0));
+    bench.later(1);
+    bench.serve(None);
+    assert_eq!(bench.budget.used_bytes(), 0, "nobody wants it any more");
+}
+
+#[test]
 fn blocks_that_cannot_be_given_back_are_used_again() {
     let mut bench = Bench::new(8, SHAPE);
     drop(bench.write(&[1]));
