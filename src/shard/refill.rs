@@ -162,10 +162,11 @@ impl Core {
         let Some(slot) = self.queues.at_mut(owner.queue) else { return };
         let messages =
             slot.queue.handle_lost(owner.chunk, sequences.clone(), self.now, &mut self.memory);
+        // Who had the front of a large message is told, whatever was counted.
+        self.close_deleted(owner.queue);
         if messages == 0 {
             return;
         }
-        self.close_deleted(owner.queue);
         let Some(slot) = self.queues.at_mut(owner.queue) else { return };
         tracing::error!(
             shard = self.config.shard,

@@ -16,7 +16,7 @@ use crate::base::chunk_pool::SealedChunk;
 use crate::base::slot_map::Key;
 use crate::base::time::Mono;
 use crate::io::{DiskCompletion, DiskRequest, FileId};
-use crate::limits::VICTIMS_PER_TICK_MAX;
+use crate::limits::{SPILL_CALM_MS, VICTIMS_PER_TICK_MAX};
 use crate::protocol::error::ErrorCode;
 use crate::queue::memory::{Account, Overflow};
 use crate::queue::spill::Eviction;
@@ -80,9 +80,35 @@ pub(super) struct Spill {
     free_bytes: u64,
     /// Charged for the store.
     charged_bytes: usize,
-    said: SpillState,
+    said: Said,
     pub(super) writes: u64,
     pub(super) reads: u64,
+}
+
+/// What was said last of the store's state. At the edge of what the disk takes it changes many
+/// times a second: that it is not ready is said at once, anything after that when it has lasted.
+#[derive(Default)]
+struct Said {
+    state: Option<SpillState>,
+    /// It is another since then.
+    other_since: Option<Mono>,
+}
+
+impl Said {
+    /// The state that was said last, if this one is to be said now instead.
+    fn change(&mut self, state: SpillState, now: Mono) -> Option<SpillState> {
+        let before = *self.state.get_or_insert(state);
+        if before == state {
+            self.other_since = None;
+            return None;
+        }
+        let since = *self.other_since.get_or_insert(now);
+        if before != SpillState::Ready && now < since.plus_ms(SPILL_CALM_MS) {
+            return None;
+        }
+        self.other_since = None;
+        self.state.replace(state)
+    }
 }
 
 /// Which clean chunks may go.
@@ -127,7 +153,7 @@ impl Spill {
             look: true,
             free_bytes: 0,
             charged_bytes: 0,
-            said: SpillState::Off,
+            said: Said::default(),
             writes: 0,
             reads: 0,
         }
@@ -524,10 +550,7 @@ impl Core {
             }
             SpillState::Failing(_) => Overflow::Failing,
         };
-        let before = std::mem::replace(&mut self.spill.said, state);
-        if state_text(before) == state_text(state) || before == SpillState::Off {
-            return;
-        }
+        let Some(before) = self.spill.said.change(state, self.now.mono) else { return };
         let (shard, state) = (self.config.shard, state_text(state));
         tracing::warn!(shard, before = state_text(before), state, "spilling");
     }
@@ -542,5 +565,26 @@ pub(super) fn state_text(state: SpillState) -> String {
         SpillState::Full(FullReason::Headroom) => "full: disk_headroom".to_owned(),
         SpillState::Full(FullReason::NoSpace) => "full: no space in the file system".to_owned(),
         SpillState::Failing(kind) => format!("failing: {}", kind),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_flutters_is_said_once() {
+        let (ready, full) = (SpillState::Ready, SpillState::Full(FullReason::Limit));
+        let mut said = Said::default();
+        assert_eq!(said.change(ready, Mono(0)), None);
+        assert_eq!(said.change(full, Mono(0).plus_ms(1)), Some(ready));
+        // At the edge a slot becomes free now and then.
+        for ms in 2..20_000 {
+            let state = if ms % 100 == 0 { full } else { ready };
+            assert_eq!(said.change(state, Mono(0).plus_ms(ms)), None);
+        }
+        // When it lasts it is said, once.
+        let changes = (20_000..40_000).filter_map(|ms| said.change(ready, Mono(0).plus_ms(ms)));
+        assert_eq!(changes.collect::<Vec<_>>(), [full]);
     }
 }
