@@ -63,7 +63,8 @@ impl Gather {
             Sum::Ranges { .. } => matches!(opcode, Opcode::AckDone | Opcode::Error),
             Sum::Listing { .. } => opcode == Opcode::QueueListing,
             Sum::Stats(_) => opcode == Opcode::Stats,
-            Sum::Trimmed(_) => opcode == Opcode::Trimmed,
+            // One that has too many to answer has nothing to add.
+            Sum::Trimmed(_) => matches!(opcode, Opcode::Trimmed | Opcode::Error),
         };
         fits && self.correlation == correlation && self.waiting & 1 << shard != 0
     }

@@ -201,7 +201,11 @@ impl Core {
         let Some(opcode) = Opcode::from_u8(header.opcode) else { return false };
         let (handle, correlation) = (header.handle, header.correlation);
         match opcode {
-            Opcode::AckDone | Opcode::QueueListing | Opcode::Stats | Opcode::Error
+            Opcode::AckDone
+            | Opcode::QueueListing
+            | Opcode::Stats
+            | Opcode::Trimmed
+            | Opcode::Error
                 if self.gather(key, from, opcode, header, payload) =>
             {
                 return true;

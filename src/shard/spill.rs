@@ -22,6 +22,7 @@ use crate::queue::memory::{Account, Overflow};
 use crate::queue::spill::Eviction;
 use crate::shard::ShardConfig;
 use crate::shard::core::{Core, QueueSlot};
+use crate::shard::refill::Losses;
 use crate::storage::spill::{
     DiskBudget, FullReason, SpillShape, SpillState, SpillStats, SpillStore, StoreRequest,
     WriteError, Written,
@@ -81,6 +82,7 @@ pub(super) struct Spill {
     /// Charged for the store.
     charged_bytes: usize,
     said: Said,
+    pub(super) losses: Losses,
     pub(super) writes: u64,
     pub(super) reads: u64,
 }
@@ -154,6 +156,7 @@ impl Spill {
             free_bytes: 0,
             charged_bytes: 0,
             said: Said::default(),
+            losses: Losses::default(),
             writes: 0,
             reads: 0,
         }
@@ -473,7 +476,14 @@ impl Core {
             Written::Failed(owners, error) => {
                 if let WriteError::Device { slot, kind } = error {
                     let shard = self.config.shard;
-                    tracing::warn!(shard, slot, %kind, "a spill write failed; it goes elsewhere");
+                    let state = self.spill.state();
+                    // That all of them fail is said with the state, not once for each try.
+                    if state == SpillState::Ready {
+                        let text = "a spill write failed; it goes elsewhere";
+                        tracing::warn!(shard, slot, %kind, text);
+                    } else {
+                        tracing::debug!(shard, slot, %kind, "a spill write failed");
+                    }
                 }
                 owners.into_iter().for_each(|owner| self.keep(owner));
             }
@@ -483,6 +493,7 @@ impl Core {
     /// Plans what goes to disk and what comes back, once per tick. `free_bytes` asks the file system
     /// what is left.
     pub fn plan_disk(&mut self, free_bytes: impl Fn() -> Option<u64>) {
+        self.say_losses();
         // First, for a store that was full or failed may be tried again now.
         self.ask_store(&free_bytes);
         self.plan_spill();
