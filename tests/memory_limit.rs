@@ -27,7 +27,7 @@ fn run(broker: &Broker, arguments: &[&str]) -> (Option<i32>, String) {
 
 #[test]
 fn memory_stays_under_the_limit_and_comes_back() {
-    let broker = Broker::start(&[]);
+    let broker = Broker::start(&["--disk-limit", "0"]);
     let idle = resident_bytes(&broker);
     assert!(idle < 32 * MIB, "{idle} bytes when idle");
     for (queue, size) in [("small", "16"), ("middle", "1024"), ("large", "1048576")] {
@@ -42,6 +42,21 @@ fn memory_stays_under_the_limit_and_comes_back() {
         assert!(full > LIMIT / 2, "{full} bytes are not full");
         assert_eq!(run(&broker, &["ping"]).0, Some(0));
         assert_eq!(run(&broker, &["queue", "delete", queue]).0, Some(0));
+        falls_below(&broker, idle + 16 * MIB);
+    }
+}
+
+#[test]
+fn what_memory_cannot_hold_goes_to_disk_and_both_come_back() {
+    let broker = Broker::start(&["--disk-limit", "1GiB", "--spill-reserve", "0"]);
+    let idle = resident_bytes(&broker);
+    for (queue, size) in [("small", "16"), ("middle", "1024"), ("large", "1048576")] {
+        let count = (4 * LIMIT / size.parse::<u64>().unwrap()).to_string();
+        let published = run(&broker, &["publish", queue, "--count", &count, "--size", size]);
+        assert_eq!(published, (Some(0), String::new()));
+        let full = resident_bytes(&broker);
+        assert!(full <= LIMIT + LIMIT / 10 + 64 * MIB, "{full} bytes, full of {queue} messages");
+        assert_eq!(run(&broker, &["queue", "purge", queue, "--yes"]).0, Some(0));
         falls_below(&broker, idle + 16 * MIB);
     }
 }

@@ -149,7 +149,7 @@ impl Queue {
 
     /// Messages of a chunk cannot be read, or were found damaged: nobody gets them any more. What
     /// is in flight of them can still be acked. Returns how many messages, once for each
-    /// subscription. A chunk of which nothing could be read is absent from then on.
+    /// subscription, those included that the front of a large one was taken back of. A chunk of which nothing could be read is absent from then on.
     pub fn handle_lost(
         &mut self,
         chunk: u64,
@@ -167,11 +167,12 @@ impl Queue {
         }
         let Some(lost) = self.log.lost_range(chunk, sequences) else { return 0 };
         self.log.note_lost(&lost);
-        let (mut count, mut closed) = (0, Vec::new());
+        let lost_before = self.counters.lost_damaged;
+        let mut closed = Vec::new();
         for nth in 0..self.turns.len() {
             let key = self.turns[nth];
             let Some((subscription, mut parts)) = self.parts(key, memory) else { continue };
-            count += subscription.lose(&lost, &mut parts);
+            subscription.lose(&lost, &mut parts);
             // One that has the front of a large message would wait for the rest for ever.
             for consumer in subscription.consumers_amid(&lost) {
                 let Some(owner) = subscription.consumer(consumer).map(|c| c.owner) else {
@@ -183,7 +184,7 @@ impl Queue {
             }
         }
         self.closed.extend(closed);
-        count
+        self.counters.lost_damaged - lost_before
     }
 
     /// A clean chunk may leave memory, unless somebody waits for it, or it is one of the next

@@ -313,7 +313,8 @@ fn who_has_the_front_of_a_lost_large_message_is_told() {
         while bench.queue.poll_delivery(bench.now, &mut bench.memory, &mut |_| true).is_some() {}
     };
     let range = refill.name.first_sequence..refill.name.end_sequence;
-    bench.queue.handle_lost(refill.chunk, range, bench.now, &mut bench.memory);
+    let count = bench.queue.handle_lost(refill.chunk, range, bench.now, &mut bench.memory);
+    assert_eq!(count, 1, "it was in flight, and is lost as what is ready is");
     assert_eq!(bench.queue.poll_closed(), Some((owner(2), ErrorCode::DiskError)));
     assert_eq!((bench.queue.messages(), bench.queue.counters().lost_damaged), (1, 1));
     bench.consumer(3, 10, true);
