@@ -86,6 +86,13 @@ fn a_spike_goes_to_disk_and_comes_back_in_order_and_leaves_nothing() {
     assert!(consumer.wait().unwrap().success());
     assert!(resident_bytes(&broker) <= LIMIT + ROOM);
     falls_below(&broker, idle + 16 * MIB);
+
+    // A purge leaves as little, without reading anything.
+    let (code, err) = run(&broker, &["publish", "spike", "--count", "150", "--size", "1MiB"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(resident_bytes(&broker) <= LIMIT + ROOM);
+    assert_eq!(run(&broker, &["queue", "purge", "spike"]).0, Some(0));
+    falls_below(&broker, idle + 16 * MIB);
     assert_eq!(run(&broker, &["trim"]).0, Some(0));
     assert_eq!(disk_bytes(&broker), 0);
 }

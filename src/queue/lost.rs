@@ -9,8 +9,8 @@ use std::ops::Range;
 
 impl Subscription {
     /// Gives up messages of one chunk that it has ready, waiting, or has given up itself. What is
-    /// in flight stays so until it ends. Returns how many.
-    pub(super) fn lose(&mut self, lost: &Range<u64>, parts: &mut Parts<'_>) -> u64 {
+    /// in flight stays so until it ends.
+    pub(super) fn lose(&mut self, lost: &Range<u64>, parts: &mut Parts<'_>) {
         let (ready, waiting) = self.due.remove(lost);
         let dead = self.dead.remove(lost);
         let count =
@@ -27,15 +27,14 @@ impl Subscription {
         self.waits = None;
         self.span_stale = true;
         self.settle_charge(parts);
-        let all = counts.iter().sum::<u64>() + ahead;
-        self.note_lost(all, parts);
-        all
+        self.note_lost(counts.iter().sum::<u64>() + ahead, parts);
     }
 
     /// A chunk came back with others than its own bytes in the place of what is lost: a cursor in
     /// it is sought anew, by its sequence.
-    pub(super) fn forget_place_in(&mut self, chunk: u64) {
-        if self.cursor.chunk == chunk {
+    pub(super) fn forget_place_in(&mut self, chunk: u64, end_sequence: u64) {
+        // One that is through stands before the next chunk, wherever in this one.
+        if self.cursor.chunk == chunk && self.cursor_sequence < end_sequence {
             self.cursor = Position::chunk_start(chunk);
         }
     }

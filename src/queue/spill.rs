@@ -149,7 +149,8 @@ impl Queue {
 
     /// Messages of a chunk cannot be read, or were found damaged: nobody gets them any more. What
     /// is in flight of them can still be acked. Returns how many messages, once for each
-    /// subscription. A chunk of which nothing could be read is absent from then on.
+    /// subscription, and each large one whose front was taken back. A chunk of which nothing could
+    /// be read is absent from then on.
     pub fn handle_lost(
         &mut self,
         chunk: u64,
@@ -159,18 +160,20 @@ impl Queue {
     ) -> u64 {
         self.drop_waits = None;
         self.log.handle_refill_put_off(chunk);
+        let end_sequence = self.log.held(chunk).map_or(0, LogChunk::end_sequence);
         for nth in 0..self.turns.len() {
             if let Some((subscription, _)) = self.parts(self.turns[nth], memory) {
-                subscription.forget_place_in(chunk);
+                subscription.forget_place_in(chunk, end_sequence);
             }
         }
         let Some(lost) = self.log.lost_range(chunk, sequences) else { return 0 };
         self.log.note_lost(&lost);
-        let (mut count, mut closed) = (0, Vec::new());
+        let lost_before = self.counters.lost_damaged;
+        let mut closed = Vec::new();
         for nth in 0..self.turns.len() {
             let key = self.turns[nth];
             let Some((subscription, mut parts)) = self.parts(key, memory) else { continue };
-            count += subscription.lose(&lost, &mut parts);
+            subscription.lose(&lost, &mut parts);
             // One that has the front of a large message would wait for the rest for ever.
             for consumer in subscription.consumers_amid(&lost) {
                 let Some(owner) = subscription.consumer(consumer).map(|c| c.owner) else {
@@ -182,7 +185,7 @@ impl Queue {
             }
         }
         self.closed.extend(closed);
-        count
+        self.counters.lost_damaged - lost_before
     }
 
     /// A clean chunk may leave memory, unless somebody waits for it, or it is one of the next

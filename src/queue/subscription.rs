@@ -354,6 +354,10 @@ impl Subscription {
             serving = false;
             self.wanting.rotate_left(1);
         }
+        if self.wanting.is_empty() {
+            // Who waited for a chunk has gone: it need not be kept for anybody.
+            self.waits = None;
+        }
         None
     }
 

@@ -63,6 +63,7 @@ impl Gather {
             Sum::Ranges { .. } => matches!(opcode, Opcode::AckDone | Opcode::Error),
             Sum::Listing { .. } => opcode == Opcode::QueueListing,
             Sum::Stats(_) => opcode == Opcode::Stats,
+            // One that has too many to answer has nothing to add.
             Sum::Trimmed { .. } => matches!(opcode, Opcode::Trimmed | Opcode::Error),
         };
         fits && self.correlation == correlation && self.waiting & 1 << shard != 0

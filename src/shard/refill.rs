@@ -6,6 +6,7 @@
 
 use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
 use crate::base::slot_map::Key;
+use crate::base::time::Mono;
 use crate::io::DiskRequest;
 use crate::limits::{
     READ_AHEAD_CHUNKS_MAX, READ_AHEAD_CHUNKS_MIN, READ_AHEAD_MEMORY_SHARE, VICTIMS_PER_TICK_MAX,
@@ -13,11 +14,46 @@ use crate::limits::{
 use crate::shard::core::{Core, QueueSlot};
 use crate::shard::spill::{Evict, Owner};
 use crate::shard::timers::Timer;
-use crate::storage::spill::Refilled;
+use crate::storage::spill::{PlannedRead, Refilled};
 use std::ops::Range;
 
 /// A read that finds no memory is tried again after so long.
 const PUT_OFF_MS: u64 = 2;
+
+/// Losses are said at once, but then no more than once in so long: a disk that is gone loses chunk
+/// after chunk.
+const SAY_LOSSES_MS: u64 = 1000;
+
+/// What was lost and not said yet.
+#[derive(Default)]
+pub(super) struct Losses {
+    messages: u64,
+    chunks: u64,
+    /// Of the first of them.
+    queue: String,
+    reason: String,
+    /// Not before this is anything said again.
+    quiet_until: Mono,
+}
+
+impl Losses {
+    fn add(&mut self, messages: u64, queue: &str, reason: &str) {
+        if self.chunks == 0 {
+            (self.queue, self.reason) = (queue.to_owned(), reason.to_owned());
+        }
+        self.messages += messages;
+        self.chunks += 1;
+    }
+
+    /// What is to be said now; nothing of it is left.
+    fn poll(&mut self, now: Mono) -> Option<Losses> {
+        if self.chunks == 0 || now < self.quiet_until {
+            return None;
+        }
+        let quiet_until = now.plus_ms(SAY_LOSSES_MS);
+        Some(std::mem::replace(self, Losses { quiet_until, ..Losses::default() }))
+    }
+}
 
 impl QueueSlot {
     /// A cursor had to wait for the disk.
@@ -82,17 +118,9 @@ impl Core {
         };
         let bytes = into.capacity_bytes() as u32;
         let owner = Owner { queue: key, chunk: refill.chunk, bytes };
-        let (Some(file), Some(store)) = (self.spill.file(), self.spill.store()) else {
-            return false;
-        };
+        let Some(store) = self.spill.store() else { return false };
         let planned = store.read(owner, refill.place, refill.name, into);
-        self.spill.requests.push_back(DiskRequest::Read {
-            tag: planned.tag,
-            file,
-            offset: planned.offset,
-            bytes: planned.bytes,
-            into: planned.into,
-        });
+        self.request_read(planned);
         // Its next chunk comes when the others had their turn.
         self.spill.refills.push_back(key);
         true
@@ -117,19 +145,16 @@ impl Core {
         None
     }
 
+    fn request_read(&mut self, planned: PlannedRead) {
+        let Some(file) = self.spill.file() else { return };
+        let PlannedRead { tag, offset, bytes, into } = planned;
+        self.spill.requests.push_back(DiskRequest::Read { tag, file, offset, bytes, into });
+    }
+
     /// A read has ended.
     pub(super) fn handle_read(&mut self, refilled: Refilled<Owner>) {
         match refilled {
-            Refilled::Again(planned) => {
-                let Some(file) = self.spill.file() else { return };
-                self.spill.requests.push_back(DiskRequest::Read {
-                    tag: planned.tag,
-                    file,
-                    offset: planned.offset,
-                    bytes: planned.bytes,
-                    into: planned.into,
-                });
-            }
+            Refilled::Again(planned) => self.request_read(planned),
             Refilled::Whole(owner, sealed) => {
                 self.spill.reads += 1;
                 self.take_back(owner, &sealed);
@@ -157,25 +182,34 @@ impl Core {
         }
     }
 
-    /// Messages of a chunk are not to be had any more: they are counted, and said once.
+    /// Messages of a chunk are not to be had any more: they are counted, and said.
     fn lose(&mut self, owner: Owner, sequences: Range<u64>, reason: &str) {
         let Some(slot) = self.queues.at_mut(owner.queue) else { return };
-        let messages =
-            slot.queue.handle_lost(owner.chunk, sequences.clone(), self.now, &mut self.memory);
-        // What is in flight is not lost yet; who has half of it is told all the same.
+        let messages = slot.queue.handle_lost(owner.chunk, sequences, self.now, &mut self.memory);
+        // Who had the front of a large message is told, whatever was counted.
         self.close_deleted(owner.queue);
         if messages == 0 {
             return;
         }
         let Some(slot) = self.queues.at_mut(owner.queue) else { return };
+        self.spill.losses.add(messages, slot.queue.name(), reason);
+        self.say_losses();
+        if self.spill.losses.chunks == 1 {
+            self.deadlines.arm(self.spill.losses.quiet_until, Timer::Waiting);
+        }
+    }
+
+    /// Says what was lost, if it is time to.
+    pub(super) fn say_losses(&mut self) {
+        let Some(losses) = self.spill.losses.poll(self.now.mono) else { return };
         tracing::error!(
             shard = self.config.shard,
-            queue = slot.queue.name(),
-            chunk = owner.chunk,
-            from = sequences.start,
-            messages,
-            reason,
-            "messages are lost: what was spilled does not come back"
+            messages = losses.messages,
+            chunks = losses.chunks,
+            queue = losses.queue,
+            reason = losses.reason,
+            "messages are lost: what was spilled does not come back; queue and reason are the \
+             first's, `forebay queue show` counts each queue's"
         );
     }
 
@@ -199,5 +233,26 @@ impl Core {
         self.activate(queue);
         self.go_on_waiting(queue);
         self.note_wants(queue);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_said_at_once_and_then_together() {
+        let (mut losses, at) = (Losses::default(), |ms| Mono(5).plus_ms(ms));
+        assert!(losses.poll(at(0)).is_none());
+        losses.add(7, "first", "gone");
+        let said = losses.poll(at(0)).map(|said| (said.messages, said.chunks));
+        assert_eq!(said, Some((7, 1)));
+        for nth in 0..50 {
+            losses.add(nth, if nth == 0 { "second" } else { "third" }, "gone too");
+            assert!(losses.poll(at(nth)).is_none());
+        }
+        let said = losses.poll(at(SAY_LOSSES_MS)).expect("what is not said yet");
+        assert_eq!((said.messages, said.chunks, &said.queue[..]), (49 * 25, 50, "second"));
+        assert!(losses.poll(at(10 * SAY_LOSSES_MS)).is_none());
     }
 }

@@ -16,12 +16,13 @@ use crate::base::chunk_pool::SealedChunk;
 use crate::base::slot_map::Key;
 use crate::base::time::Mono;
 use crate::io::{DiskCompletion, DiskRequest, FileId};
-use crate::limits::VICTIMS_PER_TICK_MAX;
+use crate::limits::{SPILL_CALM_MS, VICTIMS_PER_TICK_MAX};
 use crate::protocol::error::ErrorCode;
 use crate::queue::memory::{Account, Overflow};
 use crate::queue::spill::Eviction;
 use crate::shard::ShardConfig;
 use crate::shard::core::{Core, QueueSlot};
+use crate::shard::refill::Losses;
 use crate::storage::spill::{
     DiskBudget, FullReason, SpillShape, SpillState, SpillStats, SpillStore, StoreRequest,
     WriteError, Written,
@@ -82,9 +83,36 @@ pub(super) struct Spill {
     free_bytes: u64,
     /// Charged for the store.
     charged_bytes: usize,
-    said: SpillState,
+    said: Said,
+    pub(super) losses: Losses,
     pub(super) writes: u64,
     pub(super) reads: u64,
+}
+
+/// What was said last of the store's state. At the edge of what the disk takes it changes many
+/// times a second: that it is not ready is said at once, anything after that when it has lasted.
+#[derive(Default)]
+struct Said {
+    state: Option<SpillState>,
+    /// It is another since then.
+    other_since: Option<Mono>,
+}
+
+impl Said {
+    /// The state that was said last, if this one is to be said now instead.
+    fn change(&mut self, state: SpillState, now: Mono) -> Option<SpillState> {
+        let before = *self.state.get_or_insert(state);
+        if before == state {
+            self.other_since = None;
+            return None;
+        }
+        let since = *self.other_since.get_or_insert(now);
+        if before != SpillState::Ready && now < since.plus_ms(SPILL_CALM_MS) {
+            return None;
+        }
+        self.other_since = None;
+        self.state.replace(state)
+    }
 }
 
 /// Which clean chunks may go.
@@ -130,7 +158,8 @@ impl Spill {
             look: true,
             free_bytes: 0,
             charged_bytes: 0,
-            said: SpillState::Off,
+            said: Said::default(),
+            losses: Losses::default(),
             writes: 0,
             reads: 0,
         }
@@ -497,7 +526,14 @@ impl Core {
             Written::Failed(owners, error) => {
                 if let WriteError::Device { slot, kind } = error {
                     let shard = self.config.shard;
-                    tracing::warn!(shard, slot, %kind, "a spill write failed; it goes elsewhere");
+                    let state = self.spill.state();
+                    // That all of them fail is said with the state, not once for each try.
+                    if state == SpillState::Ready {
+                        let text = "a spill write failed; it goes elsewhere";
+                        tracing::warn!(shard, slot, %kind, text);
+                    } else {
+                        tracing::debug!(shard, slot, %kind, "a spill write failed");
+                    }
                 }
                 owners.into_iter().for_each(|owner| self.keep(owner));
             }
@@ -507,6 +543,7 @@ impl Core {
     /// Plans what goes to disk and what comes back, once per tick. `free_bytes` asks the file
     /// system what is left.
     pub fn plan_disk(&mut self, free_bytes: impl Fn() -> Option<u64>) {
+        self.say_losses();
         // First, for a store that was full or failed may be tried again now.
         self.ask_store(&free_bytes);
         self.plan_spill();
@@ -574,10 +611,7 @@ impl Core {
             }
             SpillState::Failing(_) => Overflow::Failing,
         };
-        let before = std::mem::replace(&mut self.spill.said, state);
-        if state_text(before) == state_text(state) || before == SpillState::Off {
-            return;
-        }
+        let Some(before) = self.spill.said.change(state, self.now.mono) else { return };
         let (shard, state) = (self.config.shard, state_text(state));
         tracing::warn!(shard, before = state_text(before), state, "spilling");
     }
@@ -592,5 +626,26 @@ pub(super) fn state_text(state: SpillState) -> String {
         SpillState::Full(FullReason::Headroom) => "full: disk_headroom".to_owned(),
         SpillState::Full(FullReason::NoSpace) => "full: no space in the file system".to_owned(),
         SpillState::Failing(kind) => format!("failing: {}", kind),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_flutters_is_said_once() {
+        let (ready, full) = (SpillState::Ready, SpillState::Full(FullReason::Limit));
+        let mut said = Said::default();
+        assert_eq!(said.change(ready, Mono(0)), None);
+        assert_eq!(said.change(full, Mono(0).plus_ms(1)), Some(ready));
+        // At the edge a slot becomes free now and then.
+        for ms in 2..20_000 {
+            let state = if ms % 100 == 0 { full } else { ready };
+            assert_eq!(said.change(state, Mono(0).plus_ms(ms)), None);
+        }
+        // When it lasts it is said, once.
+        let changes = (20_000..40_000).filter_map(|ms| said.change(ready, Mono(0).plus_ms(ms)));
+        assert_eq!(changes.collect::<Vec<_>>(), [full]);
     }
 }

@@ -79,15 +79,16 @@ impl Core {
         Ok(Some(Answer::QueueRemoved(wire::QueueRemovedT { messages, bytes })))
     }
 
-    /// Tells the consumers whose subscription is gone, deleted or expired.
+    /// Tells the consumers that were closed by what became of their queue: of a subscription that
+    /// is gone, deleted or expired, or with the front of a large message whose rest is lost.
     pub fn close_deleted(&mut self, queue: Key) {
         while let Some(slot) = self.queues.at_mut(queue) {
             let Some((owner, code)) = slot.queue.poll_closed() else { return };
             let name = slot.queue.name();
             let text = match code {
-                ErrorCode::DiskError => {
-                    format!("the rest of a large message of queue `{name}` is lost on disk")
-                }
+                ErrorCode::DiskError => format!(
+                    "the rest of a large message of queue `{name}` was lost on disk; open anew"
+                ),
                 _ => format!("the subscription of queue `{name}` was deleted"),
             };
             self.close_with(owner, code, &text);

@@ -119,7 +119,9 @@ impl Watch {
         let extent_bytes = spill.shape.extent_bytes();
         self.shards.iter().all(|Seen { stats, .. }| {
             let busy = stats.writes_under_way + stats.reads_under_way > 0;
-            let kept = stats.allocated_bytes <= spill.shape.reserve_bytes + extent_bytes
+            // One free extent may stay, and one that has a bad slot is none.
+            let spare = if stats.slots_bad > 0 { 2 } else { 1 } * extent_bytes;
+            let kept = stats.allocated_bytes <= spill.shape.reserve_bytes + spare
                 // Given back one a second, more take too long.
                 || stats.allocated_bytes > 20 * extent_bytes;
             !busy && stats.slots_used == 0 && stats.live_bytes == 0 && kept

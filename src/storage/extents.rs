@@ -8,7 +8,8 @@
 //!
 //! A file grows an extent ahead of need, in the background. Giving blocks back makes later writes
 //! slow for seconds on some file systems, so it is done slowly, and only when there was no write
-//! for a while, and never below a reserve; or all at once, because somebody asked for it.
+//! for a while, and never below a reserve; or sooner, because another shard is refused for want of
+//! it; or all at once, because somebody asked for it.
 //!
 //! The bytes of all extents are charged to a [`DiskBudget`] that all shards share.
 
@@ -29,12 +30,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct DiskBudget {
     limit_bytes: u64,
     used_bytes: AtomicU64,
+    /// A shard that got nothing wants something until then.
+    wanted_until: AtomicU64,
 }
 
 impl DiskBudget {
     /// A budget of which nothing is used. 0: nothing may be spilled.
     pub fn new(limit_bytes: u64) -> Arc<DiskBudget> {
-        Arc::new(DiskBudget { limit_bytes, used_bytes: AtomicU64::new(0) })
+        let (used_bytes, wanted_until) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(DiskBudget { limit_bytes, used_bytes, wanted_until })
     }
 
     /// What spill files may have.
@@ -45,6 +49,16 @@ impl DiskBudget {
     /// What they have.
     pub fn used_bytes(&self) -> u64 {
         self.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// A shard got nothing, and will ask again: others that hold what they do not use give it up.
+    fn want(&self, now: Mono) {
+        let until = now.plus_ms(3 * SPILL_RETRY_MS);
+        self.wanted_until.fetch_max(until.0, Ordering::Relaxed);
+    }
+
+    fn is_wanted(&self, now: Mono) -> bool {
+        now.0 < self.wanted_until.load(Ordering::Relaxed)
     }
 
     fn take(&self, bytes: u64) -> bool {
@@ -154,7 +168,10 @@ pub(super) struct Extents {
     refusal: Option<Refusal>,
     grow_at: Mono,
     last_write: Mono,
+    /// When somebody last wanted to write, as far as is known.
+    wanted: Mono,
     release_at: Mono,
+    polled_at: Mono,
 }
 
 impl Extents {
@@ -173,7 +190,9 @@ impl Extents {
             refusal: None,
             grow_at: Mono(0),
             last_write: Mono(0),
+            wanted: Mono(0),
             release_at: Mono(0),
+            polled_at: Mono(0),
         };
         let warm = (shape.warm_bytes / shape.extent_bytes()).min(extents.count_max());
         for extent in 0..warm as u32 {
@@ -223,6 +242,10 @@ impl Extents {
         if wrote {
             self.last_write = now;
         }
+        if self.asked {
+            self.wanted = now;
+        }
+        self.polled_at = now;
         if self.releasing < SPILL_RELEASE_DEPTH
             && let Some(extent) = self.condemned.pop_front()
         {
@@ -249,6 +272,9 @@ impl Extents {
                 Some(Change::Allocate(extent))
             }
             Err(reason) => {
+                if reason == FullReason::Limit {
+                    self.budget.want(now);
+                }
                 self.refuse(Refusal::Full(reason), now);
                 None
             }
@@ -314,7 +340,9 @@ impl Extents {
     }
 
     fn shrink(&mut self, now: Mono) -> Option<Change> {
-        if !self.could_shrink() || now < self.shrink_at() {
+        let in_calm = self.shrink_at().is_some_and(|at| at <= now);
+        let for_others = self.is_spare() && now >= self.release_at && self.budget.is_wanted(now);
+        if !in_calm && !for_others {
             return None;
         }
         self.release_at = now.plus_ms(SPILL_RELEASE_PACE_MS);
@@ -325,15 +353,29 @@ impl Extents {
         Some(Change::Release(extent))
     }
 
-    /// Whether there may be an extent to give back in calm.
-    fn could_shrink(&self) -> bool {
+    /// Whether there may be an extent that holds nothing.
+    fn is_spare(&self) -> bool {
         let counts = self.table.counts();
+        self.releasing == 0 && !self.growing && counts.free + counts.bad >= self.shape.extent_slots
+    }
+
+    /// When an extent over the reserve may be given back, if there may be one.
+    fn shrink_at(&self) -> Option<Mono> {
         let kept = (self.charged_bytes() - self.charged_leaving_bytes())
             .saturating_sub(self.shape.extent_bytes());
-        self.releasing == 0
-            && !self.growing
-            && kept >= self.shape.reserve_bytes
-            && counts.free + counts.bad >= self.shape.extent_slots
+        let over = self.is_spare() && kept >= self.shape.reserve_bytes;
+        // The last free extent stays while somebody may need it: it would only come again.
+        let last = self.table.counts().free < 2 * self.shape.extent_slots;
+        let busy = if last { self.last_write.max(self.wanted) } else { self.last_write };
+        over.then(|| self.release_at.max(busy.plus_ms(SPILL_CALM_MS)))
+    }
+
+    /// When to see whether another shard is in want of what is spare here, calm or not. Nobody is
+    /// while the budget has something left.
+    fn look_at(&self) -> Option<Mono> {
+        let left = self.budget.limit_bytes().saturating_sub(self.budget.used_bytes());
+        let look = left < self.shape.extent_bytes() && self.is_spare();
+        look.then(|| self.release_at.max(self.polled_at.plus_ms(SPILL_RELEASE_PACE_MS)))
     }
 
     fn charged_leaving_bytes(&self) -> u64 {
@@ -342,10 +384,6 @@ impl Extents {
             0 => 0,
             _ => self.extents.iter().filter(leaving).count() as u64 * self.shape.extent_bytes(),
         }
-    }
-
-    fn shrink_at(&self) -> Mono {
-        self.release_at.max(self.last_write.plus_ms(SPILL_CALM_MS))
     }
 
     /// Extents that are here and hold nothing.
@@ -365,8 +403,6 @@ impl Extents {
 
     /// All extents that hold nothing now are given back, at once. How many they are.
     pub(super) fn trim(&mut self) -> usize {
-        // Who still wants to write asks again.
-        self.asked = false;
         let idle: Vec<u32> = self.idle().collect();
         self.condemn(&idle);
         // What was asked for before is given back: who still needs it asks again.
@@ -400,8 +436,7 @@ impl Extents {
     /// When there will be something to do that no outcome tells of.
     pub(super) fn next_deadline(&self) -> Option<Mono> {
         let grow = self.refusal.map(|_| self.grow_at).filter(|_| !self.growing);
-        let shrink = self.could_shrink().then(|| self.shrink_at());
-        grow.into_iter().chain(shrink).min()
+        grow.into_iter().chain(self.shrink_at()).chain(self.look_at()).min()
     }
 }
 

@@ -86,6 +86,42 @@ impl TestDisk {
         true
     }
 
+    /// Turns a bit of the n-th byte of the image that was written last.
+    pub fn rot_last(&mut self, nth: usize) {
+        let (_, image) = self.file.last_key_value().unwrap();
+        let mut image = image.clone();
+        image[nth] ^= 1;
+        let offset = *self.file.last_key_value().unwrap().0;
+        self.file.insert(offset, image);
+    }
+
+    /// Reads the next chunk that is wanted, which is damaged. Returns how many messages are lost.
+    pub fn refill_damaged(&mut self, queue: &mut Queue, now: Now, memory: &mut Memory) -> u64 {
+        let refill = queue.poll_refill(0).unwrap();
+        let into = memory.take_refill_chunk(refill.place.image_bytes()).unwrap();
+        let Refill { chunk, place, name, .. } = refill;
+        let mut planned = self.store.read(chunk, place, name, into);
+        loop {
+            let PlannedRead { tag, offset, bytes, mut into } = planned;
+            let (&slot, image) = self.file.range(..=offset).next_back().unwrap();
+            let from = (offset - slot) as usize;
+            into.load(|all| {
+                all[..bytes].copy_from_slice(&image[from..from + bytes]);
+                bytes
+            });
+            match self.store.handle_read(tag, into, Ok(bytes)) {
+                Refilled::Again(again) => planned = again,
+                Refilled::Damaged(chunk, sealed, lost) => {
+                    assert!(queue.handle_refilled(chunk, &sealed));
+                    self.clean.push(chunk);
+                    let lose = |range| queue.handle_lost(chunk, range, now, memory);
+                    return lost.into_iter().map(lose).sum();
+                }
+                _ => panic!("a part of it is damaged"),
+            }
+        }
+    }
+
     /// The next chunk that is wanted cannot be read. Returns its messages.
     pub fn lose(
         &mut self,

@@ -4,8 +4,11 @@ use super::*;
 use crate::format::batch;
 use crate::format::properties::{PropertiesBuilder, Tag};
 use crate::format::record;
+use crate::limits::{
+    BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, RECORD_HEADER_BYTES,
+};
 use crate::queue::consumer::PullState;
-use crate::queue::memory::{Overflow, is_of_memory};
+use crate::queue::memory::{Overflow, is_named_of_memory, is_of_memory};
 use crate::queue::spill::Eviction;
 use crate::queue::tests::disk::TestDisk;
 
@@ -251,6 +254,44 @@ fn a_chunk_that_cannot_be_read_is_counted_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_cursor_amid_what_is_lost_goes_on_behind_it() {
+    // Batches of four; of the first, two are in flight when the chunk comes back damaged.
+    let head = CHUNK_HEADER_BYTES + BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES;
+    let text = |nth: usize| format!("{nth:0100}");
+    // In the records of the first batch, where the cursor stands; in the second, ahead of it.
+    let second = head + 4 * (RECORD_HEADER_BYTES + 100) + BATCH_PREFIX_BYTES;
+    for (at, lost, left) in [(head + 20, 2, vec![4..12]), (second + 1, 4, vec![2..4, 8..12])] {
+        let mut bench = Bench::new(options());
+        let mut disk = TestDisk::new();
+        for batch in 0..3 {
+            let bodies: Vec<String> = (4 * batch..4 * batch + 4).map(text).collect();
+            let bodies: Vec<&str> = bodies.iter().map(String::as_str).collect();
+            assert_eq!(bench.publish(&bodies), None);
+        }
+        let consumer = bench.consumer(1, 2, false);
+        assert_eq!(bench.bodies().len(), 2);
+        bench.spill_all(&mut disk);
+        bench.queue.add_credit(consumer, 1000, 1 << 20);
+        assert!(bench.bodies().is_empty());
+        disk.rot_last(at);
+        let (now, queue) = (bench.now, &mut bench.queue);
+        assert_eq!(disk.refill_damaged(queue, now, &mut bench.memory), lost);
+        let left: Vec<String> = left.into_iter().flatten().map(text).collect();
+        assert_eq!(bench.all_bodies(&mut disk), left);
+        let shown = bench.queue.subscription(bench.subscription).unwrap();
+        assert_eq!((shown.ready(), shown.counters().lost_damaged), (0, lost));
+        TestDisk::check(&bench.queue);
+    }
+}
+
+#[test]
+fn a_refusal_for_memory_is_known_by_each_of_its_names() {
+    for code in ErrorCode::ALL {
+        assert_eq!(is_named_of_memory(code.name()), is_of_memory(*code));
+    }
+}
+
+#[test]
 fn who_has_the_front_of_a_lost_large_message_is_told() {
     let mut bench = Bench::new(roomy());
     let mut disk = TestDisk::new();
@@ -272,7 +313,8 @@ fn who_has_the_front_of_a_lost_large_message_is_told() {
         while bench.queue.poll_delivery(bench.now, &mut bench.memory, &mut |_| true).is_some() {}
     };
     let range = refill.name.first_sequence..refill.name.end_sequence;
-    bench.queue.handle_lost(refill.chunk, range, bench.now, &mut bench.memory);
+    let count = bench.queue.handle_lost(refill.chunk, range, bench.now, &mut bench.memory);
+    assert_eq!(count, 1, "it was in flight, and is lost as what is ready is");
     assert_eq!(bench.queue.poll_closed(), Some((owner(2), ErrorCode::DiskError)));
     assert_eq!((bench.queue.messages(), bench.queue.counters().lost_damaged), (1, 1));
     bench.consumer(3, 10, true);

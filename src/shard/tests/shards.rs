@@ -2,6 +2,7 @@
 //! rings hold up nobody else.
 
 use super::*;
+use crate::limits::GATHERS_MAX;
 use crate::queue::memory::CommonBudget;
 use crate::shard::post::PostShape;
 use crate::shard::router::home;
@@ -239,11 +240,13 @@ fn lists_and_figures_are_of_all_shards() {
     assert_eq!((stats.queues, stats.connections, stats.shards), (6, 1, 3));
     assert_eq!(stats.memory_limit_bytes, 64 << 20);
     assert!(stats.crossed_bytes > 0);
-    // All give back what they have on disk, and that is one answer.
-    let trim = Request::Trim(wire::TrimT::default());
-    let frames = town.frame(client, trim.opcode(), 0, &trim.encode());
-    assert_eq!(frames.len(), 1);
-    assert_eq!(frames[0].0.opcode, Opcode::Trimmed as u8);
+    // Each has one answer, and nothing is left that would wait for another.
+    for request in [Request::Trim(wire::TrimT {}), Request::BrokerStats(wire::BrokerStatsT {})] {
+        for _ in 0..=GATHERS_MAX {
+            let frames = town.frame(client, request.opcode(), 0, &request.encode());
+            assert_eq!(frames.len(), 1, "{request:?}");
+        }
+    }
 }
 
 #[test]

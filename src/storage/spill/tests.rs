@@ -499,6 +499,23 @@ fn in_calm_the_file_shrinks_to_its_reserve_and_by_a_trim_to_nothing() {
 }
 
 #[test]
+fn an_extent_that_is_wanted_does_not_come_and_go() {
+    let shape = SpillShape { reserve_bytes: 0, ..SHAPE };
+    let mut bench = Bench::new(8, shape);
+    // Nothing is written, but it may be at any time.
+    for _ in 0..20 {
+        bench.store.can_write();
+        bench.serve(None);
+        bench.later(SPILL_CALM_MS - 1);
+    }
+    let stats = bench.store.stats();
+    assert_eq!((stats.extents_allocated, stats.extents_released), (1, 0));
+    bench.later(1);
+    bench.serve(None);
+    assert_eq!(bench.budget.used_bytes(), 0, "nobody wants it any more");
+}
+
+#[test]
 fn blocks_that_cannot_be_given_back_are_used_again() {
     let mut bench = Bench::new(8, SHAPE);
     drop(bench.write(&[1]));
@@ -543,6 +560,40 @@ fn shards_share_one_limit() {
     assert_eq!((granted, budget.used_bytes()), (3, 3 * EXTENT));
     let full = stores.iter().filter(|store| store.state() == SpillState::Full(FullReason::Limit));
     assert!(full.count() > 0);
+}
+
+#[test]
+fn what_a_shard_does_not_use_goes_to_one_that_is_refused() {
+    let mut idle = Bench::new(4, SpillShape { warm_bytes: 4 * EXTENT, ..SHAPE });
+    let mut full: SpillStore<u64> = SpillStore::new(SHAPE, Arc::clone(&idle.budget));
+    assert_eq!(idle.budget.used_bytes(), 4 * EXTENT);
+    let mut now = idle.now;
+    // Not calm, and with less than its reserve in the end, it gives up all, one after the other.
+    for extents in 1..=4 {
+        full.can_write();
+        assert!(full.poll_request(now, None).is_none());
+        assert_eq!(full.state(), SpillState::Full(FullReason::Limit));
+        let at = idle.store.next_deadline().expect("it looks whether it is wanted");
+        now = Mono(at.0.max(now.0));
+        idle.store.wrote = true;
+        let Some(StoreRequest::Release { tag, .. }) = idle.store.poll_request(now, None) else {
+            panic!("what is wanted is given back");
+        };
+        assert!(idle.store.poll_request(now, None).is_none());
+        idle.store.handle_released(tag, Ok(()), now);
+        now = now.plus_ms(SPILL_RETRY_MS);
+        let Some(StoreRequest::Allocate { tag, .. }) = full.poll_request(now, None) else {
+            panic!("there is room");
+        };
+        full.handle_allocated(tag, Ok(()), now);
+        assert_eq!(full.stats().allocated_bytes, extents * EXTENT);
+        while full.can_write() {
+            let Ok(planned) = full.write(vec![(0, chunk(&pool(), 0, 4))]) else { break };
+            Box::leak(Box::new(full.handle_written(planned.tag, Ok(()), now)));
+        }
+    }
+    // Nobody wants what there is none of.
+    assert_eq!(idle.store.next_deadline(), None);
 }
 
 #[test]
