@@ -244,7 +244,7 @@ fn go_out_and_come_back(mut bench: Bench) {
 }
 
 #[test]
-fn flipped_bits_in_every_region_cost_no_more_than_their_batch() {
+fn flipped_bits_in_every_region_cost_their_batch_or_what_cannot_be_followed() {
     with_each(2, "chunks", flip_bits);
 }
 
@@ -258,7 +258,8 @@ fn flip_bits(mut bench: Bench) {
     // Each field of the header, the first batch's prefix, header and records, the second batch's
     // length, the last byte, and the padding.
     let header = [0, 4, 8, 10, 12, 16, 24, 32, 40, 44, 48, 56, 63];
-    let regions = header.into_iter().chain([64, 79, 80, 119, 120, 200, 64 + batch + 16 + 16]);
+    let length = 64 + batch + 16 + 16;
+    let regions = header.into_iter().chain([64, 79, 80, 119, 120, 200, length]);
     let regions = regions.chain([used / 2, used - 1, used]);
     for offset in regions {
         for bits in [0x01, 0x80, 0xFF] {
@@ -268,17 +269,17 @@ fn flip_bits(mut bench: Bench) {
                     Refilled::Whole(1, chunk) => assert_eq!(bodies(&chunk), expected),
                     Refilled::Whole(..) => {}
                     Refilled::Damaged(1, chunk, lost) => {
-                        assert!((64..used).contains(&offset) && offset != 79, "byte {offset}");
-                        let broken = offset == 64 + batch + 32;
-                        let batches = if broken { BATCHES - 1 } else { 1 };
+                        assert!((64..used).contains(&offset) && offset != length, "byte {offset}");
                         let count: u64 = lost.iter().map(|lost| lost.end - lost.start).sum();
-                        assert_eq!(count, u64::from(batches * RECORDS), "byte {offset}");
+                        assert_eq!(count, u64::from(RECORDS), "byte {offset}");
                         let is_lost = |at: u64| lost.iter().any(|lost| lost.contains(&at));
                         let kept = |all: Vec<(u64, Vec<u8>)>| -> Vec<(u64, Vec<u8>)> {
                             all.into_iter().filter(|(at, _)| !is_lost(*at)).collect()
                         };
                         assert_eq!(kept(bodies(&chunk)), kept(expected.clone()));
                     }
+                    // Nobody knows where the next batch is.
+                    Refilled::Lost(1, ReadError::Damaged { .. }) if offset == length => {}
                     _ => panic!("chunk {ordinal}, byte {offset}, bits {bits:#x}"),
                 }
             }
@@ -302,15 +303,9 @@ fn truncate_and_swap(mut bench: Bench) {
     let outcome = bench.read_back(1, &second);
     assert!(matches!(outcome, Refilled::Lost(1, ReadError::Another { slot: 1, .. })));
     bench.open().set_len(4096).unwrap();
-    match bench.read_back(0, &first) {
-        Refilled::Damaged(0, chunk, lost) => {
-            assert_eq!(lost.len(), 1);
-            assert_eq!(lost[0].end, Bench::name(0).end_sequence);
-            let kept = (lost[0].start - Bench::name(0).first_sequence) as usize;
-            assert_eq!(bodies(&chunk)[..kept], bodies(&bench.fill(0))[..kept]);
-        }
-        _ => panic!("its front is there"),
-    }
+    // Of a front nothing says that it was written together with the rest.
+    let outcome = bench.read_back(0, &first);
+    assert!(matches!(outcome, Refilled::Lost(0, ReadError::Damaged { slot: 0, .. })));
 }
 
 #[test]

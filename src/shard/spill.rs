@@ -57,6 +57,8 @@ pub(super) struct Spill {
     low_bytes: u64,
     /// A shard that uses less than its share of `low_bytes` leaves it to the others.
     share_bytes: u64,
+    /// And its share of `high_bytes`.
+    share_high_bytes: u64,
     /// Between the watermarks, on the way down.
     spilling: bool,
     /// Queues with closed chunks, and with something in their last one, by what they could give.
@@ -113,6 +115,7 @@ impl Spill {
             high_bytes: percent(config.watermark_high),
             low_bytes,
             share_bytes: low_bytes / shards,
+            share_high_bytes: percent(config.watermark_high) / shards,
             spilling: false,
             closed: BTreeSet::new(),
             tails: BTreeSet::new(),
@@ -260,10 +263,15 @@ impl Core {
         self.spill.messages_bytes.saturating_sub(free)
     }
 
+    /// Memory that this shard uses.
+    fn own_used(&self) -> u64 {
+        let free = self.memory.free_chunk_bytes() as u64;
+        self.memory.budget.used_bytes().saturating_sub(free)
+    }
+
     /// Bytes that should still leave memory.
     fn excess(&self) -> u64 {
-        let own = self.memory.budget.used_bytes();
-        let own = own.saturating_sub(self.memory.free_chunk_bytes() as u64);
+        let own = self.own_used();
         let staying = |used: u64| used.saturating_sub(self.spill.leaving_bytes);
         let over = staying(self.messages_used()).saturating_sub(self.spill.low_bytes);
         // Where others have filled the memory, it is theirs that has to go.
@@ -277,10 +285,15 @@ impl Core {
             return;
         }
         let used = self.messages_used();
-        self.spill.spilling = match self.spill.spilling {
+        let before = self.spill.spilling;
+        self.spill.spilling = match before {
             true => used > self.spill.low_bytes,
             false => used > self.spill.high_bytes,
         };
+        if before && !self.spill.spilling && self.config.shards > 1 {
+            // What is free here is of no use to the others before it is given back.
+            self.shrink();
+        }
         // Of many queues that fill a chunk each, none gets a large one.
         let queues = (self.spill.tails.len() as u64).max(1);
         let share_bytes = self.spill.low_bytes / queues;
@@ -298,8 +311,9 @@ impl Core {
         self.note_overflow();
     }
 
-    /// What is gathered is not enough for a slot: it is written only where nothing else makes room
-    /// meanwhile, and goes back where it need not go any more.
+    /// What is gathered is not enough for a slot: it is written only where memory is over the high
+    /// mark by this shard, and nothing else makes room meanwhile; and goes back where it need
+    /// not go any more.
     fn settle_gathered(&mut self, used: u64) {
         if self.spill.gathered.is_empty() {
             return;
@@ -309,7 +323,10 @@ impl Core {
             for (owner, _) in std::mem::take(&mut self.spill.gathered) {
                 self.keep(owner);
             }
-        } else if used > self.spill.high_bytes && self.spill.stats().writes_under_way == 0 {
+        } else if used > self.spill.high_bytes
+            && self.own_used() > self.spill.share_high_bytes
+            && self.spill.stats().writes_under_way == 0
+        {
             self.write_gathered();
         } else {
             self.drop_done();

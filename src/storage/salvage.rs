@@ -97,7 +97,7 @@ pub(super) fn salvage(image: &mut [u8], name: ChunkName, check: u16) -> Option<S
     let used_bytes = header.used_bytes as usize;
     let batches = Batches { image: image.get(..used_bytes)?, at: CHUNK_HEADER_BYTES };
     let batches: Vec<Found> = batches.collect();
-    if batches.last()?.end != used_bytes || batches.len() != header.batch_count as usize {
+    if batches.last()?.end != used_bytes {
         return None;
     }
     let heads: Vec<u32> = batches.iter().map(|batch| head_crc(image, batch.at)).collect();
@@ -118,7 +118,8 @@ pub(super) fn salvage(image: &mut [u8], name: ChunkName, check: u16) -> Option<S
         }
         sequence = next;
     }
-    let some_are_left = lost != [name.first_sequence..name.end_sequence];
+    let all = name.first_sequence..name.end_sequence;
+    let some_are_left = lost != [all];
     (sequence == name.end_sequence && some_are_left).then(|| {
         write_header(image, name, used_bytes);
         Saved { used_bytes, lost }

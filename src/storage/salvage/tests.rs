@@ -152,8 +152,9 @@ fn two_damaged_batches_cost_both() {
         let mut damaged = image.clone();
         damaged[starts[first] + 75] ^= 4;
         damaged[starts[second] + 75] ^= 4;
+        let both = range_of(first).start..range_of(second).end;
         let expected = match first + 1 == second {
-            true => vec![range_of(first).start..range_of(second).end],
+            true => vec![both],
             false => vec![range_of(first), range_of(second)],
         };
         assert_eq!(lost_of(damaged, check_of(&image)), Some(expected));
@@ -278,6 +279,39 @@ fn a_batch_of_another_behind_the_sequence_of_ours_is_not_taken() {
     let check = check_of(&damaged);
     damaged[starts[0] + 8..].copy_from_slice(&stale[starts[0] + 8..]);
     assert_eq!(lost_of(damaged, check), None);
+}
+
+#[test]
+fn a_header_that_fits_by_chance_makes_no_image_ours() {
+    // Whole batches of another chunk, for which a header with our name would have the very check.
+    let (image, mut stale) = (image(), stale());
+    let (check, end) = (check_of(&image), starts()[4]);
+    let fits = (0..1u64 << 24).any(|time| {
+        stale[CHUNK_HEADER_BYTES + 8..CHUNK_HEADER_BYTES + 16].copy_from_slice(&time.to_le_bytes());
+        let batches = &stale[CHUNK_HEADER_BYTES..end];
+        check_of(&ChunkHeader::of(NAME, batches).encode(batches)) == check
+    });
+    assert!(fits, "of 16 bits all are met in so many tries");
+    assert_eq!(lost_of(stale, check), None);
+}
+
+#[test]
+fn what_contradicts_what_is_known_of_the_chunk_is_not_saved() {
+    let mut damaged = image();
+    damaged[starts()[1] + 75] ^= 4;
+    let check = check_of(&damaged);
+    assert!(salvage(&mut damaged.clone(), NAME, check).is_some());
+    assert_eq!(salvage(&mut damaged.clone(), NAME, check ^ 1), None);
+    let name = ChunkName { queue: 8, ..NAME };
+    assert_eq!(salvage(&mut damaged, name, check), None);
+    // Written with sequences that its batches do not have, or too many.
+    for (first_sequence, end_sequence) in [(101, 113), (100, 113)] {
+        let name = ChunkName { first_sequence, end_sequence, ..NAME };
+        let mut damaged = seal(&batches(), name).image().to_vec();
+        damaged[starts()[1] + 75] ^= 4;
+        let check = check_of(&damaged);
+        assert_eq!(salvage(&mut damaged, name, check), None);
+    }
 }
 
 #[test]

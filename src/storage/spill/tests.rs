@@ -344,8 +344,30 @@ fn a_full_device_is_said_to_be_full_and_tried_again() {
     bench.later(SPILL_RETRY_MS);
     bench.serve(None);
     assert!(bench.store.can_write());
-    bench.write(&[1]);
+    // The slot for which there was no space is the last to be filled, but only this once.
+    let mut placed: Vec<_> = (0..4).flat_map(|_| bench.write(&[1])).collect();
     assert_eq!(bench.store.state(), SpillState::Ready);
+    let slots: Vec<u32> = placed.iter().map(|(_, place)| place.slot()).collect();
+    assert_eq!(slots, [1, 2, 3, 0]);
+    placed.clear();
+    assert_eq!(bench.write(&[1])[0].1.slot(), 0, "the last that was freed");
+}
+
+#[test]
+fn a_slot_that_was_bad_is_as_good_as_any_once_its_extent_was_given_back() {
+    let mut bench = Bench::new(1, SHAPE);
+    bench.store.can_write();
+    bench.serve(None);
+    let planned = bench.plan(&[1]).unwrap();
+    bench.finish(planned, Err(ErrorKind::Other));
+    assert_eq!(bench.store.stats().slots_bad, 1);
+    assert_eq!(bench.store.trim(), EXTENT);
+    bench.serve(None);
+    for _ in 0..2 {
+        let placed: Vec<_> = (0..4).map(|_| bench.write(&[1])).collect();
+        assert_eq!(placed.len(), 4);
+    }
+    assert_eq!(bench.store.stats().slots_bad, 0);
 }
 
 #[test]
@@ -362,6 +384,19 @@ fn no_more_is_under_way_than_the_depth() {
     let refused = bench.store.write(refused).err().expect("they come back");
     assert_eq!(refused[0].0, 9);
     drop(writes);
+    let mut bench = Bench::new(8, SHAPE);
+    let (owner, place) = bench.write(&[1]).pop().unwrap();
+    let mut reads = Vec::new();
+    for _ in 0..SPILL_READ_DEPTH {
+        assert!(bench.store.can_read());
+        let into = take(&bench.pool);
+        reads.push(bench.store.read(owner, place.clone(), name(owner, 1), into));
+    }
+    assert!(!bench.store.can_read());
+    let mut planned = reads.pop().unwrap();
+    let bytes = bench.load(&mut planned);
+    let outcome = bench.store.handle_read(planned.tag, planned.into, Ok(bytes));
+    assert!(matches!(outcome, Refilled::Whole(..)));
     assert!(bench.store.can_read());
 }
 
@@ -444,7 +479,13 @@ fn in_calm_the_file_shrinks_to_its_reserve_and_by_a_trim_to_nothing() {
     assert!(bench.serve(None).is_empty(), "it is not calm yet");
     assert_eq!(bench.store.next_deadline(), Some(bench.now.plus_ms(1)));
     bench.later(1);
-    for extents in [4, 3, 2] {
+    let Some(StoreRequest::Release { tag, .. }) = bench.store.poll_request(bench.now, None) else {
+        panic!("it is calm");
+    };
+    bench.later(10 * SPILL_RELEASE_PACE_MS);
+    assert!(bench.serve(None).is_empty(), "not before the one under way has ended");
+    bench.store.handle_released(tag, Ok(()), bench.now);
+    for extents in [3, 2] {
         assert_eq!(bench.serve(None).len(), 1, "one at a time");
         assert_eq!(bench.budget.used_bytes(), extents * EXTENT);
         bench.later(SPILL_RELEASE_PACE_MS);
