@@ -195,8 +195,7 @@ impl Core {
     /// Messages of a chunk are not to be had any more: they are counted, and said.
     fn lose(&mut self, owner: Owner, sequences: Range<u64>, reason: &str) {
         let Some(slot) = self.queues.at_mut(owner.queue) else { return };
-        let messages =
-            slot.queue.handle_lost(owner.chunk, sequences, self.now, &mut self.memory);
+        let messages = slot.queue.handle_lost(owner.chunk, sequences, self.now, &mut self.memory);
         // Who had the front of a large message is told, whatever was counted.
         self.close_deleted(owner.queue);
         if messages == 0 {
