@@ -6,7 +6,7 @@
 use forebay::base::chunk_pool::{ChunkPool, ChunkWriter, PoolShape, SealedChunk};
 use forebay::base::time::Mono;
 use forebay::format::batch::{Batch, BatchBuilder, BatchHeader, BatchPrefix};
-use forebay::format::chunk::{self, ChunkName};
+use forebay::format::chunk::{self, ChunkHeader, ChunkName};
 use forebay::io::any_disk::AnyDisk;
 use forebay::io::memory::MappedSlabs;
 use forebay::io::{Disk, DiskCompletion, DiskRequest, FileId};
@@ -17,7 +17,7 @@ use forebay::limits::{
 use forebay::storage::slots::Place;
 use forebay::storage::spill::{
     DiskBudget, FullReason, PlannedRead, ReadError, Refilled, SpillShape, SpillState, SpillStore,
-    StoreRequest, WriteError, Written, header_of,
+    StoreRequest, WriteError, Written,
 };
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -205,7 +205,7 @@ impl Bench {
 
 /// Bodies by sequence, of all that can be walked.
 fn bodies(chunk: &SealedChunk) -> Vec<(u64, Vec<u8>)> {
-    let header = header_of(chunk).unwrap();
+    let header = ChunkHeader::decode(chunk.image()).unwrap();
     let bytes = chunk.reader().slice(CHUNK_HEADER_BYTES..header.used_bytes as usize);
     let (mut at, mut sequence, mut bodies) = (0, header.first_sequence, Vec::new());
     for _ in 0..header.batch_count {

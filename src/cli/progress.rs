@@ -102,7 +102,7 @@ impl Progress {
             }
             ConnectionEvent::Draining { reason } => self.notice("draining", reason),
             ConnectionEvent::Blocked { reason, .. } => {
-                let text = format!("the queue takes nothing for now ({reason}); waiting");
+                let text = format!("the queue takes nothing for now ({reason}); waiting for room");
                 self.notice("blocked", &text);
             }
             ConnectionEvent::QueueMissing { queue } => {

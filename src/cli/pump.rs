@@ -179,7 +179,11 @@ impl Pump {
             };
             if limit.is_some_and(|limit| stood_for >= limit) {
                 let text = format!("{text} for {}", show_duration(stood_for));
-                return Err(Failure::new(Exit::TimedOut, "timed_out", text));
+                let failure = Failure::new(Exit::TimedOut, "timed_out", text);
+                return Err(match self.publisher.state() {
+                    PublisherState::Blocked { .. } => failure.hint("consume, or make room"),
+                    _ => failure,
+                });
             }
         }
     }

@@ -31,7 +31,7 @@ pub fn raise_open_files() -> u64 {
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
     /// Another broker has it.
-    #[error("data dir in use: {} is held by {holder}", path.display())]
+    #[error("data dir in use: {} is held by {holder}; stop it, or give another one", path.display())]
     InUse {
         /// Which.
         path: PathBuf,
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(held.path(), path);
         let text = DataDir::lock(&path).unwrap_err().to_string();
         let expected = format!(
-            "data dir in use: {} is held by process {}",
+            "data dir in use: {} is held by process {}; stop it, or give another one",
             path.display(),
             std::process::id()
         );

@@ -93,7 +93,8 @@ codes! {
     DiskFull = 52, "disk_full";
     /// Memory is full and the disk cannot be written; or what was on disk cannot be read any more.
     DiskError = 53, "disk_error";
-    /// What was asked for has to be read from disk first, and too many wait for that already.
+    /// What was asked for has to be read from disk first, which takes too long, or too many wait for
+    /// that already.
     Refilling = 54, "refilling";
 
     // 64..: a publish was refused.

@@ -584,18 +584,15 @@ impl Queue {
             ErrorCode::MemoryLimit => {
                 "the broker's memory limit leaves no room; consume, or raise memory_limit".into()
             }
-            ErrorCode::DiskLimit => format!(
-                "memory is full, and on disk is as much as disk_limit = {value} allows; consume, \
-                 or raise disk_limit"
-            ),
-            ErrorCode::DiskFull => {
-                "memory is full, and the file system has no space left for more; \
-                                    consume, or make space"
-                    .into()
-            }
-            ErrorCode::DiskError => {
-                "memory is full, and the disk cannot be written; consume, or see to the disk".into()
-            }
+            ErrorCode::DiskLimit => "memory is full, and the spill files are at disk_limit; \
+                                     consume, or raise disk_limit"
+                .into(),
+            ErrorCode::DiskFull => "memory is full, and the file system has no space to spill \
+                                    to beyond disk_headroom; consume, or make space"
+                .into(),
+            ErrorCode::DiskError => "memory is full, and the disk fails to write what is \
+                                     spilled; consume, or see to the disk"
+                .into(),
             _ => format!("queue `{}` is full: {name} = {value}", self.name),
         }
     }

@@ -59,7 +59,7 @@ pub enum DiskLimitError {
         reason: &'static str,
     },
     /// It cannot be read or written.
-    #[error("cannot {verb} {}: {error}", path.display())]
+    #[error("cannot {verb} {}: {error}; see to it, or say --disk-limit", path.display())]
     System {
         /// `read` or `write`.
         verb: &'static str,

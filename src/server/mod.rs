@@ -230,6 +230,7 @@ fn log_start(config: &Config, files: u64) {
         version = env!("CARGO_PKG_VERSION"),
         sockets = "mio",
         memory_limit_bytes = config.memory_limit_bytes,
+        disk_limit_bytes = config.disk_limit_bytes.unwrap_or(0),
         cores = affinity::cores_usable(),
         shards = config.shards,
         pin = ?config.pin,

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! slot = | image | image | ... | whatever was there before |     each image begins a page of 4 KiB
-//!        ^ place: slot, page, pages
+//!        ^ place: slot, page, pages, and what tells it from what was there
 //! ```
 //!
 //! Whoever holds a chunk holds its place, and whoever reads or writes a slot holds a clone: so no

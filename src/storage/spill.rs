@@ -13,7 +13,7 @@
 
 use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
 use crate::base::time::Mono;
-use crate::format::chunk::{ChunkError, ChunkHeader, ChunkName};
+use crate::format::chunk::{ChunkError, ChunkName};
 use crate::limits::{
     DISK_ALIGN_BYTES, SPILL_FAILURES_MAX, SPILL_READ_DEPTH, SPILL_RETRY_MS, SPILL_WRITE_DEPTH,
 };
@@ -536,6 +536,7 @@ impl<T> SpillStore<T> {
     }
 
     /// Whether anything was planned whose outcome is not known.
+    #[cfg(test)]
     pub fn is_busy(&self) -> bool {
         self.free_tags.len() < self.under_way.len()
     }
@@ -554,14 +555,6 @@ impl<T> SpillStore<T> {
         self.free_tags.push(tag as u32);
         what.expect("an outcome of what is under way")
     }
-}
-
-/// Reads the header that a sealed chunk has.
-///
-/// # Errors
-/// If it has none.
-pub fn header_of(chunk: &SealedChunk) -> Result<ChunkHeader, ChunkError> {
-    ChunkHeader::decode(chunk.image())
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ fn chunk(pool: &ChunkPool, ordinal: u64, pages: usize) -> SealedChunk {
     }
     let sealed = chunk::seal(writer, name);
     assert_eq!(sealed.image().len(), pages * PAGE);
-    assert_eq!(header_of(&sealed).unwrap().name(), name);
+    assert_eq!(chunk::ChunkHeader::decode(sealed.image()).unwrap().name(), name);
     sealed
 }
 
