@@ -98,8 +98,7 @@ impl Core {
 
     /// Plans the read that the queue needs next. False if there is no memory for it.
     fn refill_one(&mut self, key: Key) -> bool {
-        let ahead_max = self.spill.messages_bytes() / READ_AHEAD_MEMORY_SHARE;
-        let roomy = self.spill.clean_bytes < ahead_max;
+        let roomy = self.spill.clean_bytes < self.read_ahead_bytes_max();
         let Some(slot) = self.queues.at_mut(key) else { return true };
         let ahead = if roomy { slot.read_ahead } else { 0 };
         let Some(refill) = slot.queue.poll_refill(ahead) else {
@@ -226,6 +225,27 @@ impl Core {
         }
         self.spill.clean_bytes += u64::from(owner.bytes);
         self.spill.clean.push_back(owner);
+        if self.spill.clean_bytes > self.spill.clean_bytes_stale {
+            self.forget_stale();
+        }
+    }
+
+    /// Behind a clean chunk that stays, one with a message in flight for an hour, others are done
+    /// with and remain on the list: they are not what read-ahead takes. Not looked for at each one.
+    fn forget_stale(&mut self) {
+        let queues = &self.queues;
+        let is_clean = |owner: &Owner| {
+            queues.at(owner.queue).is_some_and(|slot| slot.queue.is_clean(owner.chunk))
+        };
+        self.spill.clean.retain(is_clean);
+        let bytes: u64 = self.spill.clean.iter().map(|owner| u64::from(owner.bytes)).sum();
+        let more = (bytes / 4).max(self.read_ahead_bytes_max() / 4);
+        (self.spill.clean_bytes, self.spill.clean_bytes_stale) = (bytes, bytes + more);
+    }
+
+    /// What chunks that were read ahead may take together.
+    fn read_ahead_bytes_max(&self) -> u64 {
+        self.spill.messages_bytes() / READ_AHEAD_MEMORY_SHARE
     }
 
     /// A chunk that somebody waited for is there, or will never be.

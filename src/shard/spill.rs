@@ -74,6 +74,8 @@ pub(super) struct Spill {
     /// Chunks that are in memory and on disk, in the order in which they came.
     pub(super) clean: VecDeque<Owner>,
     pub(super) clean_bytes: u64,
+    /// Over so many those that are clean no more are looked for among them.
+    pub(super) clean_bytes_stale: u64,
     /// Queues that wait for chunks from disk, in turn.
     pub(super) refills: VecDeque<Key>,
     pub(super) requests: VecDeque<DiskRequest>,
@@ -153,6 +155,7 @@ impl Spill {
             leaving_bytes: 0,
             clean: VecDeque::new(),
             clean_bytes: 0,
+            clean_bytes_stale: 0,
             refills: VecDeque::new(),
             requests: VecDeque::new(),
             look: true,

@@ -341,7 +341,10 @@ impl Extents {
 
     fn shrink(&mut self, now: Mono) -> Option<Change> {
         let in_calm = self.shrink_at().is_some_and(|at| at <= now);
-        let for_others = self.is_spare() && now >= self.release_at && self.budget.is_wanted(now);
+        // Who wants it may be this shard itself.
+        let needed = self.is_last() && now < self.wanted.plus_ms(SPILL_CALM_MS);
+        let asked_for = self.budget.is_wanted(now) && !needed;
+        let for_others = self.is_spare() && now >= self.release_at && asked_for;
         if !in_calm && !for_others {
             return None;
         }
@@ -359,14 +362,18 @@ impl Extents {
         self.releasing == 0 && !self.growing && counts.free + counts.bad >= self.shape.extent_slots
     }
 
+    /// Whether without one extent there would be no free one left.
+    fn is_last(&self) -> bool {
+        self.table.counts().free < 2 * self.shape.extent_slots
+    }
+
     /// When an extent over the reserve may be given back, if there may be one.
     fn shrink_at(&self) -> Option<Mono> {
         let kept = (self.charged_bytes() - self.charged_leaving_bytes())
             .saturating_sub(self.shape.extent_bytes());
         let over = self.is_spare() && kept >= self.shape.reserve_bytes;
         // The last free extent stays while somebody may need it: it would only come again.
-        let last = self.table.counts().free < 2 * self.shape.extent_slots;
-        let busy = if last { self.last_write.max(self.wanted) } else { self.last_write };
+        let busy = if self.is_last() { self.last_write.max(self.wanted) } else { self.last_write };
         over.then(|| self.release_at.max(busy.plus_ms(SPILL_CALM_MS)))
     }
 

@@ -254,6 +254,7 @@ fn a_chunk_that_cannot_be_read_is_counted_and_the_rest_goes_on() {
 }
 
 #[test]
+#[allow(clippy::single_range_in_vec_init, reason = "one range is what is left")]
 fn a_cursor_amid_what_is_lost_goes_on_behind_it() {
     // Batches of four; of the first, two are in flight when the chunk comes back damaged.
     let head = CHUNK_HEADER_BYTES + BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES;

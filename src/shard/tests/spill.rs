@@ -591,3 +591,33 @@ fn messages_that_fill_a_chunk_each_come_back() {
         bodies.iter().enumerate().all(|(nth, got)| *got == body(nth as u64 + 1, 100 * KIB / 2))
     );
 }
+
+#[test]
+fn what_was_read_and_is_done_is_not_counted_as_read_ahead() {
+    let mut world = SpillBench::new(4 << 20, 64 << 20);
+    world.queue("slow", 1);
+    world.queue("fast", 2);
+    assert_eq!(world.publish(1, 1, 1500, 3000).0, 1500);
+    assert_eq!(world.publish(2, 1, 3000, 3000).0, 3000);
+    world.settle();
+    // One chunk that came from disk stays in memory, for its messages are in flight.
+    let count = world.bench.describe(world.key, "slow").ready as u32;
+    world.bench.consumer(world.key, "slow", 3, count);
+    while world.disk.reads == 0 {
+        let got = bodies_of(&world.settle());
+        let Some(last) = got.last() else { panic!("nothing was on disk") };
+        if world.disk.reads == 0 {
+            let range = AckRange { handle: 3, first: 1, last: last.0 };
+            world.bench.frame(world.key, Opcode::Ack, 0, &range.encode());
+        }
+    }
+    assert_eq!(world.consume("fast", 4).len(), 3000);
+    let core = &world.bench.core;
+    let live = core.spill.clean.iter().filter(|owner| {
+        core.queues.at(owner.queue).is_some_and(|slot| slot.queue.is_clean(owner.chunk))
+    });
+    let live: u64 = live.map(|owner| u64::from(owner.bytes)).sum();
+    let (all, messages) = (core.spill.clean_bytes, core.spill.messages_bytes());
+    assert!(live > 0, "one stays");
+    assert!(all <= live + live / 4 + messages / 16, "{all} of which {live} are there");
+}
