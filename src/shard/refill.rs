@@ -6,7 +6,6 @@
 
 use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
 use crate::base::slot_map::Key;
-use crate::base::time::Mono;
 use crate::io::DiskRequest;
 use crate::limits::{
     READ_AHEAD_CHUNKS_MAX, READ_AHEAD_CHUNKS_MIN, READ_AHEAD_MEMORY_SHARE, VICTIMS_PER_TICK_MAX,
@@ -19,41 +18,6 @@ use std::ops::Range;
 
 /// A read that finds no memory is tried again after so long.
 const PUT_OFF_MS: u64 = 2;
-
-/// Losses are said at once, but then no more than once in so long: a disk that is gone loses chunk
-/// after chunk.
-const SAY_LOSSES_MS: u64 = 1000;
-
-/// What was lost and not said yet.
-#[derive(Default)]
-pub(super) struct Losses {
-    messages: u64,
-    chunks: u64,
-    /// Of the first of them.
-    queue: String,
-    reason: String,
-    /// Not before this is anything said again.
-    quiet_until: Mono,
-}
-
-impl Losses {
-    fn add(&mut self, messages: u64, queue: &str, reason: &str) {
-        if self.chunks == 0 {
-            (self.queue, self.reason) = (queue.to_owned(), reason.to_owned());
-        }
-        self.messages += messages;
-        self.chunks += 1;
-    }
-
-    /// What is to be said now; nothing of it is left.
-    fn poll(&mut self, now: Mono) -> Option<Losses> {
-        if self.chunks == 0 || now < self.quiet_until {
-            return None;
-        }
-        let quiet_until = now.plus_ms(SAY_LOSSES_MS);
-        Some(std::mem::replace(self, Losses { quiet_until, ..Losses::default() }))
-    }
-}
 
 impl QueueSlot {
     /// A cursor had to wait for the disk.
@@ -193,8 +157,9 @@ impl Core {
         let Some(slot) = self.queues.at_mut(owner.queue) else { return };
         self.spill.losses.add(messages, slot.queue.name(), reason);
         self.say_losses();
-        if self.spill.losses.chunks == 1 {
-            self.deadlines.arm(self.spill.losses.quiet_until, Timer::Waiting);
+        if self.spill.losses.is_first() {
+            let at = self.spill.losses.quiet_until;
+            self.deadlines.arm(at, Timer::Waiting);
         }
     }
 
@@ -253,26 +218,5 @@ impl Core {
         self.activate(queue);
         self.go_on_waiting(queue);
         self.note_wants(queue);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn losses_are_said_at_once_and_then_together() {
-        let (mut losses, at) = (Losses::default(), |ms| Mono(5).plus_ms(ms));
-        assert!(losses.poll(at(0)).is_none());
-        losses.add(7, "first", "gone");
-        let said = losses.poll(at(0)).map(|said| (said.messages, said.chunks));
-        assert_eq!(said, Some((7, 1)));
-        for nth in 0..50 {
-            losses.add(nth, if nth == 0 { "second" } else { "third" }, "gone too");
-            assert!(losses.poll(at(nth)).is_none());
-        }
-        let said = losses.poll(at(SAY_LOSSES_MS)).expect("what is not said yet");
-        assert_eq!((said.messages, said.chunks, &said.queue[..]), (49 * 25, 50, "second"));
-        assert!(losses.poll(at(10 * SAY_LOSSES_MS)).is_none());
     }
 }

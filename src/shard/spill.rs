@@ -22,7 +22,6 @@ use crate::queue::memory::{Account, Overflow};
 use crate::queue::spill::Eviction;
 use crate::shard::ShardConfig;
 use crate::shard::core::{Core, QueueSlot};
-use crate::shard::refill::Losses;
 use crate::storage::spill::{
     DiskBudget, FullReason, SpillShape, SpillState, SpillStats, SpillStore, StoreRequest,
     WriteError, Written,
@@ -114,6 +113,46 @@ impl Said {
         }
         self.other_since = None;
         self.state.replace(state)
+    }
+}
+
+/// Losses are said at once, but then no more than once in so long: a disk that is gone loses chunk
+/// after chunk.
+const SAY_LOSSES_MS: u64 = 1000;
+
+/// What was lost and not said yet.
+#[derive(Default)]
+pub(super) struct Losses {
+    pub messages: u64,
+    pub chunks: u64,
+    /// Of the first of them.
+    pub queue: String,
+    pub reason: String,
+    /// Not before this is anything said again.
+    pub quiet_until: Mono,
+}
+
+impl Losses {
+    pub fn add(&mut self, messages: u64, queue: &str, reason: &str) {
+        if self.chunks == 0 {
+            (self.queue, self.reason) = (queue.to_owned(), reason.to_owned());
+        }
+        self.messages += messages;
+        self.chunks += 1;
+    }
+
+    /// Whether one chunk is not said, which begins a wait.
+    pub fn is_first(&self) -> bool {
+        self.chunks == 1
+    }
+
+    /// What is to be said now; nothing of it is left.
+    pub fn poll(&mut self, now: Mono) -> Option<Losses> {
+        if self.chunks == 0 || now < self.quiet_until {
+            return None;
+        }
+        let quiet_until = now.plus_ms(SAY_LOSSES_MS);
+        Some(std::mem::replace(self, Losses { quiet_until, ..Losses::default() }))
     }
 }
 
@@ -650,5 +689,21 @@ mod tests {
         // When it lasts it is said, once.
         let changes = (20_000..40_000).filter_map(|ms| said.change(ready, Mono(0).plus_ms(ms)));
         assert_eq!(changes.collect::<Vec<_>>(), [full]);
+    }
+
+    #[test]
+    fn losses_are_said_at_once_and_then_together() {
+        let (mut losses, at) = (Losses::default(), |ms| Mono(5).plus_ms(ms));
+        assert!(losses.poll(at(0)).is_none());
+        losses.add(7, "first", "gone");
+        let said = losses.poll(at(0)).map(|said| (said.messages, said.chunks));
+        assert_eq!(said, Some((7, 1)));
+        for nth in 0..50 {
+            losses.add(nth, if nth == 0 { "second" } else { "third" }, "gone too");
+            assert!(losses.poll(at(nth)).is_none());
+        }
+        let said = losses.poll(at(SAY_LOSSES_MS)).expect("what is not said yet");
+        assert_eq!((said.messages, said.chunks, &said.queue[..]), (49 * 25, 50, "second"));
+        assert!(losses.poll(at(10 * SAY_LOSSES_MS)).is_none());
     }
 }
