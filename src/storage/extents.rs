@@ -169,7 +169,7 @@ pub(super) struct Extents {
     grow_at: Mono,
     last_write: Mono,
     /// When somebody last wanted to write, as far as is known.
-    wanted: Mono,
+    wanted: Option<Mono>,
     release_at: Mono,
     polled_at: Mono,
 }
@@ -190,7 +190,7 @@ impl Extents {
             refusal: None,
             grow_at: Mono(0),
             last_write: Mono(0),
-            wanted: Mono(0),
+            wanted: None,
             release_at: Mono(0),
             polled_at: Mono(0),
         };
@@ -243,7 +243,7 @@ impl Extents {
             self.last_write = now;
         }
         if self.asked {
-            self.wanted = now;
+            self.wanted = Some(now);
         }
         self.polled_at = now;
         if self.releasing < SPILL_RELEASE_DEPTH
@@ -342,7 +342,8 @@ impl Extents {
     fn shrink(&mut self, now: Mono) -> Option<Change> {
         let in_calm = self.shrink_at().is_some_and(|at| at <= now);
         // Who wants it may be this shard itself.
-        let needed = self.is_last() && now < self.wanted.plus_ms(SPILL_CALM_MS);
+        let wanted = self.wanted.is_some_and(|at| now < at.plus_ms(SPILL_CALM_MS));
+        let needed = self.is_last() && wanted;
         let asked_for = self.budget.is_wanted(now) && !needed;
         let for_others = self.is_spare() && now >= self.release_at && asked_for;
         if !in_calm && !for_others {
@@ -373,7 +374,8 @@ impl Extents {
             .saturating_sub(self.shape.extent_bytes());
         let over = self.is_spare() && kept >= self.shape.reserve_bytes;
         // The last free extent stays while somebody may need it: it would only come again.
-        let busy = if self.is_last() { self.last_write.max(self.wanted) } else { self.last_write };
+        let wanted = self.wanted.filter(|_| self.is_last());
+        let busy = wanted.map_or(self.last_write, |at| at.max(self.last_write));
         over.then(|| self.release_at.max(busy.plus_ms(SPILL_CALM_MS)))
     }
 

@@ -609,6 +609,8 @@ fn what_was_read_and_is_done_is_not_counted_as_read_ahead() {
         if world.disk.reads == 0 {
             let range = AckRange { handle: 3, first: 1, last: last.0 };
             world.bench.frame(world.key, Opcode::Ack, 0, &range.encode());
+            let credit = CreditEntry { handle: 3, messages: 1, bytes: 1 << 20 };
+            world.bench.frame(world.key, Opcode::Credit, 0, &credit.encode());
         }
     }
     assert_eq!(world.consume("fast", 4).len(), 3000);
