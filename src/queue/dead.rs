@@ -153,9 +153,10 @@ impl DeadLetters {
         true
     }
 
-    /// The next one to go.
-    /// Waits for its records where they are on disk.
+    /// The next one to go. Waits for its records where they are on disk.
     pub fn poll(&mut self, subscription: Key, now: Mono, log: &mut Log) -> Option<MoveOut> {
+        // A refusal since may have begun a pause: then it is that end that is waited for.
+        self.waits = false;
         if self.out_dead >= MOVES_MAX {
             return None;
         }

@@ -119,8 +119,9 @@ impl Watch {
         let extent_bytes = spill.shape.extent_bytes();
         self.shards.iter().all(|Seen { stats, .. }| {
             let busy = stats.writes_under_way + stats.reads_under_way > 0;
-            // One free extent may stay, and one that has a bad slot is none.
-            let spare = if stats.slots_bad > 0 { 2 } else { 1 } * extent_bytes;
+            // One free extent may stay, however many it takes to have as many good slots.
+            let bad_bytes = u64::from(stats.slots_bad) * spill.shape.slot_bytes as u64;
+            let spare = 2 * extent_bytes + bad_bytes - 1;
             let kept = stats.allocated_bytes <= spill.shape.reserve_bytes + spare
                 // Given back one a second, more take too long.
                 || stats.allocated_bytes > 20 * extent_bytes;
