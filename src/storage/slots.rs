@@ -32,7 +32,7 @@ pub struct Place {
 
 /// Marks the slot number of a clone.
 const VISITOR: u32 = 1 << 31;
-/// Slots of one file: what a number without [`VISITOR`] can say.
+/// Slots of one file: what a number without the bit of visitors can say.
 pub const SLOTS_MAX: u32 = VISITOR;
 /// Pages of the largest slot.
 pub const SLOT_PAGES_MAX: usize = 256;
