@@ -408,7 +408,9 @@ impl Peer {
             (Asked::Pull(handle), Answer::Error(error)) => {
                 self.pull_refused(stage, handle, correlation, &error)?;
             }
-            (Asked::Settle(asked), Answer::Error(_)) if self.is_excused(&asked) => {}
+            (Asked::Settle(asked), Answer::Error(_)) if self.is_excused(&asked) => {
+                excuse(stage, &asked);
+            }
             (Asked::Settle(asked), Answer::Error(error)) => settle_refused(stage, &asked, &error)?,
             (asked, answer) => judge(stage, asked, answer)?,
         }
@@ -448,7 +450,11 @@ impl Peer {
         let Some(Asked::Settle(asked)) = self.asked.remove(&correlation) else {
             return Err("an ack's end that nobody waits for".into());
         };
-        if !asked.generations.iter().all(|&of| stands(stage, of)) || self.is_excused(&asked) {
+        if !asked.generations.iter().all(|&of| stands(stage, of)) {
+            return Ok(());
+        }
+        if self.is_excused(&asked) {
+            excuse(stage, &asked);
             return Ok(());
         }
         if asked.late > 0 {
@@ -529,6 +535,10 @@ impl Peer {
             ErrorCode::DiskError => {
                 stage.universe.cover(Cover::LostInFragments);
                 self.broken_ns = Some(stage.universe.mono().0);
+                if let Some(link) = &self.link {
+                    // What it held may have come to others before it was told.
+                    stage.model.ended(link.line);
+                }
                 stage.universe.device.borrow().has_damage()
             }
             ErrorCode::LateAck => self.silent_settles > 0,
@@ -732,5 +742,13 @@ fn code_of(frame: &Frame) -> Checked<ErrorCode> {
     match Answer::decode(Opcode::Error, &frame.payload) {
         Ok(Answer::Error(error)) => known_code(&error),
         other => Err(format!("an error frame that is none: {other:?}")),
+    }
+}
+
+/// Acks of a consumer that has ended by itself may have come too late: what they name is no longer
+/// only its own.
+fn excuse(stage: &mut Stage, asked: &SettleAsked) {
+    for of in asked.deliveries.iter().filter(|of| matches!(of.verb, Verb::Ack)) {
+        stage.model.ack_late(of.feed, of.lease.at, of.holder);
     }
 }
