@@ -54,7 +54,8 @@ pub struct Consumer {
     /// Acks little and late.
     slow: bool,
     generation: u64,
-    holder: Holder,
+    /// Who it is to the model.
+    pub holder: Holder,
     next_delivery: u64,
     /// When it was asked for.
     asked_ns: u64,

@@ -409,7 +409,7 @@ impl Peer {
                 self.pull_refused(stage, handle, correlation, &error)?;
             }
             (Asked::Settle(asked), Answer::Error(_)) if self.is_excused(&asked) => {
-                excuse(stage, &asked);
+                self.excuse(stage, &asked);
             }
             (Asked::Settle(asked), Answer::Error(error)) => settle_refused(stage, &asked, &error)?,
             (asked, answer) => judge(stage, asked, answer)?,
@@ -450,11 +450,7 @@ impl Peer {
         let Some(Asked::Settle(asked)) = self.asked.remove(&correlation) else {
             return Err("an ack's end that nobody waits for".into());
         };
-        if !asked.generations.iter().all(|&of| stands(stage, of)) {
-            return Ok(());
-        }
-        if self.is_excused(&asked) {
-            excuse(stage, &asked);
+        if !asked.generations.iter().all(|&of| stands(stage, of)) || self.is_excused(&asked) {
             return Ok(());
         }
         if asked.late > 0 {
@@ -499,6 +495,17 @@ impl Peer {
     /// of.
     fn is_excused(&self, asked: &SettleAsked) -> bool {
         self.broken_ns.is_some_and(|broken_ns| asked.sent_ns <= broken_ns)
+    }
+
+    /// Acks of consumers that had ended by then came too late: what they name is no longer only
+    /// theirs.
+    fn excuse(&mut self, stage: &mut Stage, asked: &SettleAsked) {
+        for of in asked.deliveries.iter().filter(|of| matches!(of.verb, Verb::Ack)) {
+            let Ok(consumer) = self.consumer(of.handle) else { continue };
+            if consumer.phase != Phase::Open || consumer.holder != of.holder {
+                stage.model.ack_late(of.feed, of.lease.at, of.holder);
+            }
+        }
     }
 
     fn handle_closed(&mut self, stage: &mut Stage, handle: u32, correlation: u32) -> Checked {
@@ -742,13 +749,5 @@ fn code_of(frame: &Frame) -> Checked<ErrorCode> {
     match Answer::decode(Opcode::Error, &frame.payload) {
         Ok(Answer::Error(error)) => known_code(&error),
         other => Err(format!("an error frame that is none: {other:?}")),
-    }
-}
-
-/// Acks of a consumer that has ended by itself may have come too late: what they name is no longer
-/// only its own.
-fn excuse(stage: &mut Stage, asked: &SettleAsked) {
-    for of in asked.deliveries.iter().filter(|of| matches!(of.verb, Verb::Ack)) {
-        stage.model.ack_late(of.feed, of.lease.at, of.holder);
     }
 }

@@ -172,8 +172,6 @@ pub(super) struct Extents {
     wanted: Option<Mono>,
     release_at: Mono,
     polled_at: Mono,
-    /// Everything was to be given back while the file grew.
-    trimmed: bool,
 }
 
 impl Extents {
@@ -195,7 +193,6 @@ impl Extents {
             wanted: None,
             release_at: Mono(0),
             polled_at: Mono(0),
-            trimmed: false,
         };
         let warm = (shape.warm_bytes / shape.extent_bytes()).min(extents.count_max());
         for extent in 0..warm as u32 {
@@ -327,16 +324,12 @@ impl Extents {
     ) {
         assert_eq!(self.extents[extent as usize], Extent::Growing);
         self.growing = false;
-        let trimmed = std::mem::take(&mut self.trimmed);
         match result {
             // Where the file system cannot promise blocks, writes find them as they come.
             Ok(()) | Err(ErrorKind::Unsupported) => {
                 self.extents[extent as usize] = Extent::Here;
                 self.table.add_extent(extent);
                 self.refusal = None;
-                if trimmed {
-                    self.condemn(&[extent]);
-                }
             }
             Err(kind) => {
                 self.uncharge(extent);
@@ -423,7 +416,6 @@ impl Extents {
         self.condemn(&idle);
         // What was asked for before is given back: who still needs it asks again.
         (self.asked, self.refusal) = (false, None);
-        self.trimmed = self.growing;
         idle.len()
     }
 

@@ -625,6 +625,9 @@ impl Life {
         let name = format!("s{nth}");
         let (asked, now) = (self.asked.clone(), self.now());
         let known = self.subs.iter().any(|sub| sub.name == name);
+        // What is lost and in flight enters, and is found lost only when it is read: not followed.
+        let mut all = self.subs.iter().flat_map(|sub| sub.held.keys());
+        let start = if all.any(|s| self.lost.contains(s)) { Start::Now } else { start };
         let made = loop {
             let (asked, memory) = (asked.clone(), &mut self.memory);
             let made = self.queue.create_subscription(&name, asked, start, now, memory);
