@@ -183,8 +183,7 @@ pub fn memory(outcome: &mut Outcome, found: &Found, samples: &[Sample], filling:
             (start.used.ns()..=end.used.ns()).contains(&ns)
         };
         let filled: Vec<Sample> = samples.iter().filter(within).copied().collect();
-        let messages = (end.confirmed - end.arrived) - (start.confirmed - start.arrived);
-        let bytes = messages as f64 * outcome.body_bytes as f64;
+        let bytes = (end.waiting() - start.waiting()) as f64 * outcome.body_bytes as f64;
         let growth = growth_per_gib(&filled, bytes / seconds(start, end));
         put("rss_growth_per_gib_bytes", growth.map(|bytes| bytes.round().into()));
         put("ram_per_spilled_gib_bytes", filled.last().and_then(per_spilled).map(Into::into));

@@ -316,6 +316,9 @@ impl Subscription {
         parts: &mut Parts<'_>,
         can_take: &mut impl FnMut(Owner) -> bool,
     ) -> Option<Delivery> {
+        // Who waited for a chunk may have gone, or the subscription may pause since: then it need
+        // not be kept for anybody.
+        self.waits = None;
         let mut serving = self.ready > 0;
         if serving {
             self.paused = self.pause(parts);
@@ -353,10 +356,6 @@ impl Subscription {
             // Nothing for this one, but another may be in the middle of a large message.
             serving = false;
             self.wanting.rotate_left(1);
-        }
-        if self.wanting.is_empty() {
-            // Who waited for a chunk has gone: it need not be kept for anybody.
-            self.waits = None;
         }
         None
     }
@@ -514,16 +513,10 @@ impl Subscription {
         if self.ready == 0 || records_max == 0 {
             return None;
         }
-        match self.try_take_run(parts, records_max, bytes_max) {
-            Ok(taken) => {
-                self.waits = None;
-                taken
-            }
-            Err(absent) => {
-                self.wait_for(absent, parts.log);
-                None
-            }
-        }
+        self.try_take_run(parts, records_max, bytes_max).unwrap_or_else(|absent| {
+            self.wait_for(absent, parts.log);
+            None
+        })
     }
 
     #[inline]

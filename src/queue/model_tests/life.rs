@@ -359,10 +359,14 @@ impl Life {
 
     /// Whether a subscription has room for one more body, by the letter of the options.
     fn fits(&self, sub: &Sub, body: &[u8]) -> bool {
-        let QueueOptions { messages_max, bytes_max, .. } = *self.queue.options();
+        let bytes_max = self.queue.options().bytes_max;
         let bytes = self.bytes(sub) + (RECORD_HEADER_BYTES + body.len()) as u64;
-        (messages_max == 0 || (sub.held.len() as u64) < messages_max)
-            && (bytes_max == 0 || bytes <= bytes_max)
+        self.fits_one_more(sub) && (bytes_max == 0 || bytes <= bytes_max)
+    }
+
+    fn fits_one_more(&self, sub: &Sub) -> bool {
+        let messages_max = self.queue.options().messages_max;
+        messages_max == 0 || (sub.held.len() as u64) < messages_max
     }
 
     fn take(&mut self, body: Vec<u8>, dropping: &mut bool) -> bool {
@@ -390,13 +394,18 @@ impl Life {
     }
 
     /// The oldest message that a full subscription has ready or delayed and none has in flight.
+    /// Those that have too many messages come first, then those that have too many bytes.
     fn drop_oldest(&mut self, body: &[u8]) -> bool {
         let idle = |state: State| matches!(state, State::Ready | State::Waiting(_));
         let busy = |sequence: &u64| {
             let mut all = self.subs.iter().filter_map(|sub| sub.held.get(sequence));
             all.any(|held| !idle(held.state))
         };
-        let full = self.subs.iter().filter(|sub| !self.fits(sub, body));
+        let by_count = self.subs.iter().any(|sub| !self.fits_one_more(sub));
+        let full = self.subs.iter().filter(|sub| match by_count {
+            true => !self.fits_one_more(sub),
+            false => !self.fits(sub, body),
+        });
         let oldest = full.flat_map(|sub| sub.held.keys()).filter(|s| !busy(s)).min().copied();
         let Some(oldest) = oldest else { return false };
         for sub in &mut self.subs {
