@@ -10,6 +10,7 @@
 //! chunk                = | header (at seal) | filled: readers | room: the writer |
 //! ```
 
+use crate::base::copy::copy;
 use std::alloc::Layout;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -321,13 +322,7 @@ impl ChunkWriter {
             assert!(part.len() <= self.raw.bytes - at, "append past the end of a chunk");
             // SAFETY: the target lies inside the chunk and behind `filled`, where only this
             // writer goes; `part` cannot overlap it, for no reader sees unfilled bytes.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    part.as_ptr(),
-                    self.raw.start.as_ptr().add(at),
-                    part.len(),
-                );
-            }
+            unsafe { copy(part.as_ptr(), self.raw.start.as_ptr().add(at), part.len()) };
             at += part.len();
         }
         self.raw.filled.set(at);

@@ -4,6 +4,8 @@ pub mod checksum;
 #[cfg(feature = "server")]
 pub mod chunk_pool;
 #[cfg(feature = "server")]
+pub mod copy;
+#[cfg(feature = "server")]
 pub mod deadlines;
 #[cfg(feature = "server")]
 pub mod mailbox;

@@ -80,8 +80,10 @@ pub(super) struct Spill {
     pub(super) requests: VecDeque<DiskRequest>,
     /// The store may have something to ask of the file system.
     look: bool,
-    /// Of the file system, when it was asked last; 0 where it does not say.
+    /// Of the file system, for those who ask for figures; 0 where it does not say.
     free_bytes: u64,
+    /// When it is asked next for that.
+    free_due: Mono,
     /// Charged for the store.
     charged_bytes: usize,
     said: Said,
@@ -119,6 +121,8 @@ impl Said {
 /// Losses are said at once, but then no more than once in so long: a disk that is gone loses chunk
 /// after chunk.
 const SAY_LOSSES_MS: u64 = 1000;
+/// How old the file system's free bytes may be that figures show.
+const FREE_FIGURE_MS: u64 = 1000;
 
 /// What was lost and not said yet.
 #[derive(Default)]
@@ -199,6 +203,7 @@ impl Spill {
             requests: VecDeque::new(),
             look: true,
             free_bytes: 0,
+            free_due: Mono(0),
             charged_bytes: 0,
             said: Said::default(),
             losses: Losses::default(),
@@ -239,7 +244,7 @@ impl Spill {
         self.open.as_ref().map(|open| open.store.stats()).unwrap_or_default()
     }
 
-    /// Free in the file system, as it was when the store last asked.
+    /// Free in the file system, as it was while there was last something to do, or a second before.
     pub fn free_bytes(&self) -> u64 {
         self.free_bytes
     }
@@ -607,10 +612,13 @@ impl Core {
         }
         let spill = &mut self.spill;
         let Some(Open { file, store, .. }) = &mut spill.open else { return };
-        let (file, free_bytes) = (*file, free_bytes());
+        let file = *file;
         spill.look = false;
-        spill.free_bytes = free_bytes.unwrap_or(0);
-        while let Some(request) = store.poll_request(now, free_bytes) {
+        if now >= spill.free_due {
+            spill.free_due = now.plus_ms(FREE_FIGURE_MS);
+            spill.free_bytes = free_bytes().unwrap_or(0);
+        }
+        while let Some(request) = store.poll_request(now, &free_bytes) {
             spill.requests.push_back(match request {
                 StoreRequest::Allocate { tag, offset, bytes } => {
                     DiskRequest::Allocate { tag, file, offset, bytes }

@@ -232,11 +232,12 @@ impl Extents {
         u64::from(extent) * self.shape.extent_bytes()
     }
 
-    /// What is to be done now. `wrote` says that there was a write since the last call.
+    /// What is to be done now. `wrote` says that there was a write since the last call;
+    /// `free_bytes` is asked before growth only, for it takes a call of the system.
     pub(super) fn poll(
         &mut self,
         now: Mono,
-        free_bytes: Option<u64>,
+        free_bytes: impl Fn() -> Option<u64>,
         wrote: bool,
     ) -> Option<Change> {
         if wrote {
@@ -255,7 +256,7 @@ impl Extents {
         self.grow(now, free_bytes).or_else(|| self.shrink(now))
     }
 
-    fn grow(&mut self, now: Mono, free_bytes: Option<u64>) -> Option<Change> {
+    fn grow(&mut self, now: Mono, free_bytes: impl Fn() -> Option<u64>) -> Option<Change> {
         if self.growing || (!self.asked && self.refusal.is_none()) {
             return None;
         }
@@ -266,7 +267,7 @@ impl Extents {
         if self.refusal.is_some() && now < self.grow_at {
             return None;
         }
-        match self.charge(free_bytes) {
+        match self.charge(free_bytes()) {
             Ok(extent) => {
                 self.growing = true;
                 Some(Change::Allocate(extent))

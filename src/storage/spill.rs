@@ -445,8 +445,12 @@ impl<T> SpillStore<T> {
     }
 
     /// What is to be asked of the file system now; poll until there is nothing, each tick.
-    /// `free_bytes` is what the file system has left, if that is known.
-    pub fn poll_request(&mut self, now: Mono, free_bytes: Option<u64>) -> Option<StoreRequest> {
+    /// `free_bytes` is what the file system has left, if that is known; asked only before growth.
+    pub fn poll_request(
+        &mut self,
+        now: Mono,
+        free_bytes: impl Fn() -> Option<u64>,
+    ) -> Option<StoreRequest> {
         if let Some(pause) = &mut self.pause {
             pause.over |= now >= pause.until;
         }

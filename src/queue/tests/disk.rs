@@ -38,7 +38,7 @@ impl TestDisk {
         {
             written += 1;
             while !self.store.can_write() {
-                let request = self.store.poll_request(Mono(0), Some(1 << 40));
+                let request = self.store.poll_request(Mono(0), || Some(1 << 40));
                 let Some(StoreRequest::Allocate { tag, .. }) = request else {
                     panic!("{request:?} where blocks are needed");
                 };

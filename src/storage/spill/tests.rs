@@ -80,7 +80,7 @@ impl Bench {
     /// All requests that there are, done.
     fn serve(&mut self, free_bytes: Option<u64>) -> Vec<StoreRequest> {
         let mut served = Vec::new();
-        while let Some(request) = self.store.poll_request(self.now, free_bytes) {
+        while let Some(request) = self.store.poll_request(self.now, || free_bytes) {
             match request {
                 StoreRequest::Allocate { tag, .. } => {
                     self.store.handle_allocated(tag, Ok(()), self.now);
@@ -435,7 +435,7 @@ fn blocks_that_were_there_are_filled_first_as_far_as_the_limit_goes() {
 fn a_file_does_not_grow_into_the_headroom() {
     let mut bench = Bench::new(8, SHAPE);
     bench.store.can_write();
-    assert_eq!(bench.store.poll_request(bench.now, Some(2 * EXTENT - 1)), None);
+    assert_eq!(bench.store.poll_request(bench.now, || Some(2 * EXTENT - 1)), None);
     assert_eq!(bench.store.state(), SpillState::Full(FullReason::Headroom));
     assert_eq!(bench.budget.used_bytes(), 0);
     assert_eq!(bench.store.next_deadline(), Some(bench.now.plus_ms(SPILL_RETRY_MS)));
@@ -454,12 +454,12 @@ fn an_allocation_that_fails_costs_nothing() {
         let mut bench = Bench::new(8, SHAPE);
         bench.store.can_write();
         let Some(StoreRequest::Allocate { tag, offset: 0, bytes: EXTENT }) =
-            bench.store.poll_request(bench.now, None)
+            bench.store.poll_request(bench.now, || None)
         else {
             panic!("it grows");
         };
         assert_eq!(bench.budget.used_bytes(), EXTENT);
-        assert_eq!(bench.store.poll_request(bench.now, None), None, "one at a time");
+        assert_eq!(bench.store.poll_request(bench.now, || None), None, "one at a time");
         bench.store.handle_allocated(tag, Err(kind), bench.now);
         assert_eq!((bench.store.state(), bench.budget.used_bytes()), (state, 0));
         bench.later(SPILL_RETRY_MS);
@@ -479,7 +479,8 @@ fn in_calm_the_file_shrinks_to_its_reserve_and_by_a_trim_to_nothing() {
     assert!(bench.serve(None).is_empty(), "it is not calm yet");
     assert_eq!(bench.store.next_deadline(), Some(bench.now.plus_ms(1)));
     bench.later(1);
-    let Some(StoreRequest::Release { tag, .. }) = bench.store.poll_request(bench.now, None) else {
+    let Some(StoreRequest::Release { tag, .. }) = bench.store.poll_request(bench.now, || None)
+    else {
         panic!("it is calm");
     };
     bench.later(10 * SPILL_RELEASE_PACE_MS);
@@ -520,7 +521,8 @@ fn blocks_that_cannot_be_given_back_are_used_again() {
     let mut bench = Bench::new(8, SHAPE);
     drop(bench.write(&[1]));
     bench.store.trim();
-    let Some(StoreRequest::Release { tag, .. }) = bench.store.poll_request(bench.now, None) else {
+    let Some(StoreRequest::Release { tag, .. }) = bench.store.poll_request(bench.now, || None)
+    else {
         panic!("it was trimmed");
     };
     assert_eq!(bench.store.stats().leaving_bytes, EXTENT);
@@ -538,7 +540,8 @@ fn shards_share_one_limit() {
     for nth in 0..6 {
         let store = &mut stores[nth % 2];
         store.can_write();
-        let Some(StoreRequest::Allocate { tag, .. }) = store.poll_request(Mono(nth as u64), None)
+        let Some(StoreRequest::Allocate { tag, .. }) =
+            store.poll_request(Mono(nth as u64), || None)
         else {
             continue;
         };
@@ -571,18 +574,18 @@ fn what_a_shard_does_not_use_goes_to_one_that_is_refused() {
     // Not calm, and with less than its reserve in the end, it gives up all, one after the other.
     for extents in 1..=4 {
         full.can_write();
-        assert!(full.poll_request(now, None).is_none());
+        assert!(full.poll_request(now, || None).is_none());
         assert_eq!(full.state(), SpillState::Full(FullReason::Limit));
         let at = idle.store.next_deadline().expect("it looks whether it is wanted");
         now = Mono(at.0.max(now.0));
         idle.store.wrote = true;
-        let Some(StoreRequest::Release { tag, .. }) = idle.store.poll_request(now, None) else {
+        let Some(StoreRequest::Release { tag, .. }) = idle.store.poll_request(now, || None) else {
             panic!("what is wanted is given back");
         };
-        assert!(idle.store.poll_request(now, None).is_none());
+        assert!(idle.store.poll_request(now, || None).is_none());
         idle.store.handle_released(tag, Ok(()), now);
         now = now.plus_ms(SPILL_RETRY_MS);
-        let Some(StoreRequest::Allocate { tag, .. }) = full.poll_request(now, None) else {
+        let Some(StoreRequest::Allocate { tag, .. }) = full.poll_request(now, || None) else {
             panic!("there is room");
         };
         full.handle_allocated(tag, Ok(()), now);

@@ -180,7 +180,8 @@ impl Model {
             self.last_write = self.bench.now;
         }
         let used_bytes = self.bench.budget.used_bytes();
-        let Some(request) = self.bench.store.poll_request(self.bench.now, Some(free_bytes)) else {
+        let Some(request) = self.bench.store.poll_request(self.bench.now, || Some(free_bytes))
+        else {
             return;
         };
         let (StoreRequest::Allocate { offset, bytes, .. }
