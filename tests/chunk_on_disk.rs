@@ -107,7 +107,7 @@ impl Bench {
     /// Gets the blocks, or gives them back, that the store asks for.
     fn serve(&mut self) -> usize {
         let mut count = 0;
-        while let Some(request) = self.store.poll_request(Mono(1), self.disk.free_bytes()) {
+        while let Some(request) = self.store.poll_request(Mono(1), || self.disk.free_bytes()) {
             let file = self.file;
             let request = match request {
                 StoreRequest::Allocate { tag, offset, bytes } => {

@@ -15,15 +15,11 @@ use std::net::SocketAddr;
 /// What is run over connections of one kind.
 pub trait Scene {
     /// Runs over connections that `connect` makes; of shapes with no more queues than that which
-    /// the queues were made for. `queue` is the first of Forebay's.
+    /// the queues were made for.
     ///
     /// # Errors
     /// If a connection fails or the target ends.
-    fn run<W: Wire>(
-        self,
-        connect: impl FnMut(Shape) -> io::Result<W>,
-        queue: Option<&str>,
-    ) -> io::Result<Outcome>;
+    fn run<W: Wire>(self, connect: impl FnMut(Shape) -> io::Result<W>) -> io::Result<Outcome>;
 }
 
 /// Runs `scene` against the target at `server`, with queues for `shape`.
@@ -43,14 +39,14 @@ pub fn play(
         Target::BaselineDiskWrite | Target::BaselineDiskRead => {
             Err(unfit("a disk carries no messages: see the scenarios disk and backlog"))
         }
-        Target::Nats => scene.run(|shape| NatsWire::connect(server, shape), None),
-        Target::RedisStream => scene.run(redis_door(server, redis::Kind::Stream), None),
-        Target::RedisList => scene.run(redis_door(server, redis::Kind::List), None),
+        Target::Nats => scene.run(|shape| NatsWire::connect(server, shape)),
+        Target::RedisStream => scene.run(redis_door(server, redis::Kind::Stream)),
+        Target::RedisList => scene.run(redis_door(server, redis::Kind::List)),
         Target::BaselineEcho if shape.consumers > 0 => {
-            scene.run(|shape| FastWire::connect_echo(server, shape), None)
+            scene.run(|shape| FastWire::connect_echo(server, shape))
         }
         Target::BaselineRelay | Target::BaselineEcho => {
-            scene.run(|shape| FastWire::connect_bare(server, shape), None)
+            scene.run(|shape| FastWire::connect_bare(server, shape))
         }
         Target::Forebay => {
             let queues = RunQueues::create(server, shape)?;
@@ -79,14 +75,12 @@ fn play_forebay(
             let connect = |shape: Shape| {
                 FastWire::connect_forebay(server, &queues[..shape.queues], shape, args.attach)
             };
-            scene.run(connect, Some(first))
+            scene.run(connect)
         }
-        ClientKind::Tokio => {
-            scene.run(|shape| TokioWire::connect(server, first, shape), Some(first))
-        }
+        ClientKind::Tokio => scene.run(|shape| TokioWire::connect(server, first, shape)),
         ClientKind::Blocking => {
             let connect = |shape| BlockingWire::connect(server, first, shape, args.busy_poll);
-            scene.run(connect, Some(first))
+            scene.run(connect)
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::report::{LatencyFigures, Machine, ProcessorFigures, Report};
 use crate::schedule::PhaseFigures;
 use crate::surge::{self, Found};
 use crate::targets::{Shape, Target, Wire};
-use crate::watch::{Asked, Sample, Watch};
+use crate::watch::{Sample, Watch};
 use crate::{scenario_backlog, scenario_disk, scenario_spike};
 use crate::{scenario_idle, scenario_latency, scenario_throughput, sys};
 use forebay::limits::{DELIVER_HEADER_BYTES, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES};
@@ -157,7 +157,8 @@ fn run_surge(
     let (held, body_bytes) = (plan.shape.held, plan.shape.body_bytes);
     let under_way = plan.unconfirmed_max + plan.window as u64;
     let target = start(args, ring_bytes(held + 2 * under_way, body_bytes))?;
-    let scene = SurgeScene { plan, target: &target, report, interrupt };
+    let server = (args.target == Target::Forebay).then_some(target.address);
+    let scene = SurgeScene { plan, target: &target, server, report, interrupt };
     play(args, target.address, plan.shape, scene)
 }
 
@@ -165,11 +166,7 @@ fn run_surge(
 struct ThroughputScene<'s>(&'s scenario_throughput::Plan, Option<u32>, &'s Interrupt);
 
 impl Scene for ThroughputScene<'_> {
-    fn run<W: Wire>(
-        self,
-        mut connect: impl FnMut(Shape) -> io::Result<W>,
-        _queue: Option<&str>,
-    ) -> io::Result<Outcome> {
+    fn run<W: Wire>(self, mut connect: impl FnMut(Shape) -> io::Result<W>) -> io::Result<Outcome> {
         let ThroughputScene(plan, pid, interrupt) = self;
         scenario_throughput::run(plan, connect(plan.shape)?, pid, interrupt)
     }
@@ -179,11 +176,7 @@ impl Scene for ThroughputScene<'_> {
 struct LatencyScene<'s>(&'s scenario_latency::Plan, Option<u32>, &'s Interrupt);
 
 impl Scene for LatencyScene<'_> {
-    fn run<W: Wire>(
-        self,
-        mut connect: impl FnMut(Shape) -> io::Result<W>,
-        _queue: Option<&str>,
-    ) -> io::Result<Outcome> {
+    fn run<W: Wire>(self, mut connect: impl FnMut(Shape) -> io::Result<W>) -> io::Result<Outcome> {
         let LatencyScene(plan, pid, interrupt) = self;
         scenario_latency::run(plan, connect(plan.shape)?, pid, interrupt)
     }
@@ -193,20 +186,17 @@ impl Scene for LatencyScene<'_> {
 struct SurgeScene<'s, R> {
     plan: &'s surge::Plan,
     target: &'s Running,
+    /// A broker that can be asked what it holds.
+    server: Option<SocketAddr>,
     report: R,
     interrupt: &'s Interrupt,
 }
 
 impl<R: FnOnce(Found, &[Sample]) -> Outcome> Scene for SurgeScene<'_, R> {
-    fn run<W: Wire>(
-        self,
-        connect: impl FnMut(Shape) -> io::Result<W>,
-        queue: Option<&str>,
-    ) -> io::Result<Outcome> {
-        let SurgeScene { plan, target, report, interrupt } = self;
+    fn run<W: Wire>(self, connect: impl FnMut(Shape) -> io::Result<W>) -> io::Result<Outcome> {
+        let SurgeScene { plan, target, server, report, interrupt } = self;
         let clock = RunClock::start();
-        let asked = queue.map(|queue| Asked { server: target.address, queue: queue.to_owned() });
-        let watch = Watch::start(clock, target.pid, asked)?;
+        let watch = Watch::start(clock, target.pid, server)?;
         let found = surge::run(plan, connect, clock, target.pid, interrupt)?;
         Ok(report(found, &watch.finish()))
     }

@@ -10,7 +10,7 @@ use crate::run::Outcome;
 use crate::schedule::{cut_at_spill, split};
 use crate::surge::{Drain, Found, Mark, Plan, Stage, Until};
 use crate::targets::Shape;
-use crate::watch::{Sample, growth_per_gib, spill_started, thinned};
+use crate::watch::{Sample, spill_started, thinned};
 use std::io;
 
 /// Windows that many queues share.
@@ -182,11 +182,8 @@ pub fn memory(outcome: &mut Outcome, found: &Found, samples: &[Sample], filling:
             let ns = (sample.s * 1e9) as u64;
             (start.used.ns()..=end.used.ns()).contains(&ns)
         };
-        let filled: Vec<Sample> = samples.iter().filter(within).copied().collect();
-        let bytes = (end.waiting() - start.waiting()) as f64 * outcome.body_bytes as f64;
-        let growth = growth_per_gib(&filled, bytes / seconds(start, end));
-        put("rss_growth_per_gib_bytes", growth.map(|bytes| bytes.round().into()));
-        put("ram_per_spilled_gib_bytes", filled.last().and_then(per_spilled).map(Into::into));
+        let filled = samples.iter().rfind(within);
+        put("ram_per_spilled_gib_bytes", filled.and_then(per_spilled).map(Into::into));
     }
     let spilled = samples.iter().filter_map(|sample| sample.spilled_bytes).max();
     put("spilled_bytes_max", spilled.filter(|bytes| *bytes > 0).map(Into::into));
@@ -196,10 +193,8 @@ pub fn memory(outcome: &mut Outcome, found: &Found, samples: &[Sample], filling:
     }
 }
 
-/// All resident memory but that which holds messages, per GiB on disk: the program itself counts
-/// too, so that this is an upper bound.
+/// All memory that the broker charges to its limit but that of messages in memory, per GiB on disk.
 fn per_spilled(sample: &Sample) -> Option<f64> {
     let spilled = sample.spilled_bytes.filter(|bytes| *bytes > 0)?;
-    let other = sample.rss_bytes.saturating_sub(sample.chunk_bytes?);
-    Some((other as f64 / (spilled as f64 / GIB)).round())
+    Some((sample.other_bytes? as f64 / (spilled as f64 / GIB)).round())
 }

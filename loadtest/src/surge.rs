@@ -101,15 +101,6 @@ pub struct Mark {
     pub arrived: u64,
 }
 
-impl Mark {
-    /// Confirmed messages that have yet to arrive. Below 0 while consumers have messages whose
-    /// confirms are still on their way to the publisher.
-    #[must_use]
-    pub fn waiting(&self) -> i64 {
-        self.confirmed as i64 - self.arrived as i64
-    }
-}
-
 /// What a run found.
 pub struct Found {
     /// One for each stage and one for the end.

@@ -32,15 +32,9 @@ pub struct Sample {
     /// Memory that holds messages, if it says so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chunk_bytes: Option<u64>,
-}
-
-/// A broker that can be asked.
-#[derive(Clone, Debug)]
-pub struct Asked {
-    /// Where.
-    pub server: SocketAddr,
-    /// Whose spilled bytes count, where the broker has no sum.
-    pub queue: String,
+    /// All other memory that it charges to its limit, if it says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub other_bytes: Option<u64>,
 }
 
 /// The thread; it ends with this.
@@ -50,15 +44,19 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts to look at process `pid`, and to ask a broker if one is given.
+    /// Starts to look at process `pid`, and to ask the broker at `server` if one is given.
     ///
     /// # Errors
     /// If there is no thread to be had.
-    pub fn start(clock: RunClock, pid: Option<u32>, asked: Option<Asked>) -> io::Result<Watch> {
+    pub fn start(
+        clock: RunClock,
+        pid: Option<u32>,
+        server: Option<SocketAddr>,
+    ) -> io::Result<Watch> {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         let look = move || {
-            let mut link = asked.and_then(Link::connect);
+            let mut link = server.and_then(connect);
             let mut samples = Vec::new();
             while !seen.load(Ordering::Relaxed) && samples.len() < SAMPLES_MAX {
                 samples.extend(pid.and_then(|pid| sample(&clock, pid, &mut link)));
@@ -89,31 +87,24 @@ impl Drop for Watch {
     }
 }
 
-struct Link {
-    connection: Connection,
-    queue: String,
+/// `None` if the broker does not answer: then only the process is watched.
+fn connect(server: SocketAddr) -> Option<Connection> {
+    let options = ConnectOptions {
+        token: std::env::var("FOREBAY_TOKEN").ok(),
+        reconnect: ReconnectPolicy::never(),
+        ..ConnectOptions::new(server.to_string())
+    };
+    Connection::open(&options).ok()
 }
 
-impl Link {
-    /// `None` if the broker does not answer: then only the process is watched.
-    fn connect(asked: Asked) -> Option<Link> {
-        let options = ConnectOptions {
-            token: std::env::var("FOREBAY_TOKEN").ok(),
-            reconnect: ReconnectPolicy::never(),
-            ..ConnectOptions::new(asked.server.to_string())
-        };
-        let connection = Connection::open(&options).ok()?;
-        Some(Link { connection, queue: asked.queue })
-    }
-}
-
-fn sample(clock: &RunClock, pid: u32, link: &mut Option<Link>) -> Option<Sample> {
+fn sample(clock: &RunClock, pid: u32, link: &mut Option<Connection>) -> Option<Sample> {
     let rss_bytes = ProcessUse::of(pid).ok()?.rss_bytes;
-    let mut sample =
-        Sample { s: clock.ns() as f64 / 1e9, rss_bytes, spilled_bytes: None, chunk_bytes: None };
-    if let Some(Link { connection, queue }) = link {
-        sample.chunk_bytes = connection.stats().ok().map(|stats| stats.memory_chunk_bytes);
-        sample.spilled_bytes = connection.queue_describe(queue).ok().map(|it| it.spilled_bytes);
+    let mut sample = Sample { s: clock.ns() as f64 / 1e9, rss_bytes, ..Sample::default() };
+    if let Some(stats) = link.as_mut().and_then(|link| link.stats().ok()) {
+        let chunk_bytes = stats.memory_chunk_bytes;
+        sample.spilled_bytes = Some(stats.spilled_bytes);
+        sample.chunk_bytes = Some(chunk_bytes);
+        sample.other_bytes = Some(stats.memory_used_bytes.saturating_sub(chunk_bytes));
     }
     Some(sample)
 }
@@ -126,25 +117,6 @@ pub fn spill_started(samples: &[Sample], start_ns: u64) -> Option<u64> {
     let later = samples.partition_point(|sample| ns(sample) < start_ns);
     let first = later + samples[later..].iter().position(spills)?;
     Some(samples[..first].last().map_or(start_ns, ns).max(start_ns))
-}
-
-/// What resident memory grew by, per GiB of messages taken in, by least squares over the second
-/// half of a fill: a target that keeps no more messages in memory by then shows what each spilled
-/// one costs. `None` of too few samples, or if they do not grow.
-pub fn growth_per_gib(samples: &[Sample], bytes_per_s: f64) -> Option<f64> {
-    let late = &samples[samples.len() / 2..];
-    if late.len() < 10 || bytes_per_s <= 0.0 {
-        return None;
-    }
-    let count = late.len() as f64;
-    let mean_s = late.iter().map(|sample| sample.s).sum::<f64>() / count;
-    let mean_rss = late.iter().map(|sample| sample.rss_bytes as f64).sum::<f64>() / count;
-    let (mut above, mut below) = (0.0, 0.0);
-    for sample in late {
-        above += (sample.s - mean_s) * (sample.rss_bytes as f64 - mean_rss);
-        below += (sample.s - mean_s).powi(2);
-    }
-    (below > 0.0).then(|| above / below / bytes_per_s * (1_u64 << 30) as f64)
 }
 
 /// As many as a report shows, evenly spread.
@@ -160,7 +132,7 @@ mod tests {
     fn series(of: impl Fn(usize) -> (u64, Option<u64>)) -> Vec<Sample> {
         let sample = |nth| {
             let (rss_bytes, spilled_bytes) = of(nth);
-            Sample { s: nth as f64 * 0.5, rss_bytes, spilled_bytes, chunk_bytes: None }
+            Sample { s: nth as f64 * 0.5, rss_bytes, spilled_bytes, ..Sample::default() }
         };
         (0..100).map(sample).collect()
     }
@@ -176,16 +148,10 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_that_of_the_second_half() {
-        // 1 GiB/s comes in; first all of it stays, then 100 kB of each GiB.
-        let samples = series(|nth| match nth {
-            0..40 => (nth as u64 * (1 << 29), None),
-            _ => (20 << 30 | (nth as u64 * 50_000), None),
-        });
-        let growth = growth_per_gib(&samples, (1_u64 << 30) as f64).unwrap();
-        assert!((growth / 100_000.0 - 1.0).abs() < 0.01, "{growth}");
-        assert_eq!(growth_per_gib(&samples[..10], 1e9), None);
-        assert!(thinned(&samples).len() == 100);
+    fn a_report_shows_some_of_many() {
+        let samples = series(|nth| (nth as u64, None)).repeat(7);
+        assert_eq!(thinned(&samples).len(), 234);
+        assert_eq!(thinned(&samples[..100]), samples[..100]);
     }
 
     #[test]

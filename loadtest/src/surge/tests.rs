@@ -246,10 +246,3 @@ fn room_is_made_for_what_is_due() {
     let long = stage("c", 5_000_000, 0, Drain::Off, Until::Time(600_000 * MS));
     assert_eq!(due_at_most(&[long, long]), LOG_MESSAGES_MAX);
 }
-
-#[test]
-fn consumers_may_be_ahead_of_confirms() {
-    let (found, _) = played(&backlog(), Fault::Nothing);
-    let ahead = Mark { confirmed: 3, arrived: 5, ..found.marks[0] };
-    assert_eq!((ahead.waiting(), Mark { arrived: 1, ..ahead }.waiting()), (-2, 2));
-}
