@@ -97,6 +97,10 @@ pub const SPILL_READ_DEPTH: usize = 4;
 pub const SPILL_FAILURES_MAX: u32 = 3;
 /// A disk that is full or fails is tried again after so long.
 pub const SPILL_RETRY_MS: u64 = 1000;
+/// A read that the device refused is tried again after so long, then after twice as long each time.
+pub const READ_RETRY_MS: u64 = 1000;
+/// Times that the device refuses an image before that is lost: 7 seconds from the first to the last.
+pub const READ_TRIES_MAX: u32 = 4;
 /// Without a write for so long, the disk is calm: blocks that nothing needs are given back.
 pub const SPILL_CALM_MS: u64 = 5000;
 /// In calm, one extent per so long is given back.
@@ -291,6 +295,9 @@ const _: () = {
     assert!(SPILL_SLOT_BYTES / DISK_ALIGN_BYTES <= 256);
     assert!(SPILL_EXTENT_SLOTS > 0 && SPILL_WRITE_DEPTH > 0 && SPILL_READ_DEPTH > 0);
     assert!(SPILL_RELEASE_DEPTH > 0);
+    // A look at messages outlasts a read that succeeds at the last try.
+    assert!(READ_TRIES_MAX > 1);
+    assert!(READ_RETRY_MS * ((1 << (READ_TRIES_MAX - 1)) - 1) < WAITING_FOR_DISK_MS);
     // A write that comes while the disk is given blocks back finds it calm again before the next.
     assert!(SPILL_RELEASE_PACE_MS <= SPILL_CALM_MS);
     assert!(BATCH_WIRE_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);

@@ -179,12 +179,16 @@ impl Bench {
             let request = DiskRequest::Read { tag, file: self.file, offset, bytes, into };
             let refilled = match self.submit(request) {
                 DiskCompletion::Read { tag, into, result } => {
-                    self.store.handle_read(tag, into, result)
+                    self.store.handle_read(tag, into, result, Mono(1))
                 }
                 _ => panic!("only the read is under way"),
             };
             match refilled {
                 Refilled::Again(again) => planned = again,
+                Refilled::PutOff(_) => {
+                    let until = self.store.next_deadline().expect("it is tried again");
+                    planned = self.store.poll_read(until).expect("its time has come");
+                }
                 other => return other,
             }
         }

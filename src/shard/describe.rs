@@ -122,7 +122,7 @@ impl Core {
         stats.disk_read_bytes = disk.read_bytes;
         stats.disk_write_errors = disk.write_errors;
         stats.disk_read_errors = disk.read_errors;
-        stats.spill_state = Some(state_text(self.spill.state()));
+        stats.spill_state = Some(state_text(self.spill.shown_state()));
     }
 
     fn queue_description(&self, queue: &Queue) -> wire::QueueDescriptionT {

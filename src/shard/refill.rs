@@ -46,9 +46,13 @@ impl Core {
         self.spill.refills.push_back(key);
     }
 
-    /// Once per tick: plans reads, a chunk for each queue in turn, as far as the depth of the
-    /// store and memory go.
+    /// Once per tick: plans reads, first those that were put off, then a chunk for each queue in
+    /// turn, as far as the depth of the store and memory go.
     pub(super) fn plan_refill(&mut self) {
+        let now = self.now.mono;
+        while let Some(planned) = self.spill.store().and_then(|store| store.poll_read(now)) {
+            self.request_read(planned);
+        }
         for _ in 0..VICTIMS_PER_TICK_MAX {
             if !self.spill.store().is_some_and(|store| store.can_read()) {
                 return;
@@ -118,6 +122,10 @@ impl Core {
     pub(super) fn handle_read(&mut self, refilled: Refilled<Owner>) {
         match refilled {
             Refilled::Again(planned) => self.request_read(planned),
+            Refilled::PutOff(error) => {
+                let (shard, reason) = (self.config.shard, error.to_string());
+                tracing::warn!(shard, reason, "a spill read failed; it is tried again");
+            }
             Refilled::Whole(owner, sealed) => {
                 self.spill.reads += 1;
                 self.take_back(owner, &sealed);

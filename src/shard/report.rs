@@ -196,9 +196,9 @@ impl Core {
         slot.queue.subscription_count()
     }
 
-    /// How writing to disk goes.
+    /// How writing to disk and reading goes.
     pub fn spill_health(&self) -> SpillHealth {
-        match self.spill.state() {
+        match self.spill.shown_state() {
             SpillState::Off => SpillHealth::Off,
             SpillState::Ready => SpillHealth::Ready,
             SpillState::Full(_) => SpillHealth::Full,

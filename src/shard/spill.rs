@@ -24,7 +24,7 @@ use crate::shard::ShardConfig;
 use crate::shard::core::{Core, QueueSlot};
 use crate::storage::spill::{
     DiskBudget, FullReason, SpillShape, SpillState, SpillStats, SpillStore, StoreRequest,
-    WriteError, Written,
+    WriteError, Written, error_text,
 };
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -256,6 +256,12 @@ impl Spill {
 
     pub fn state(&self) -> SpillState {
         self.open.as_ref().map_or(SpillState::Off, |open| open.store.state())
+    }
+
+    /// The state, for people: a disk that cannot be read fails, also where it can be written.
+    pub fn shown_state(&self) -> SpillState {
+        let failure = self.open.as_ref().and_then(|open| open.store.read_failure());
+        failure.map_or_else(|| self.state(), SpillState::Failing)
     }
 
     /// Memory of what is on its way to the disk.
@@ -539,12 +545,13 @@ impl Core {
                 self.handle_written(written);
             }
             DiskCompletion::Read { tag, into, result } => {
-                let refilled = store.handle_read(tag, into, result);
+                let refilled = store.handle_read(tag, into, result, now);
                 self.handle_read(refilled);
             }
             DiskCompletion::Allocated { tag, result } => {
                 if let Err(kind) = result {
-                    tracing::debug!(shard = self.config.shard, %kind, "the spill file cannot grow");
+                    let (shard, kind) = (self.config.shard, error_text(kind));
+                    tracing::debug!(shard, kind, "the spill file cannot grow");
                 }
                 store.handle_allocated(tag, result, now);
             }
@@ -572,14 +579,14 @@ impl Core {
             }
             Written::Failed(owners, error) => {
                 if let WriteError::Device { slot, kind } = error {
-                    let shard = self.config.shard;
+                    let (shard, kind) = (self.config.shard, error_text(kind));
                     let state = self.spill.state();
                     // That all of them fail is said with the state, not once for each try.
                     if state == SpillState::Ready {
                         let text = "a spill write failed; it goes elsewhere";
-                        tracing::warn!(shard, slot, %kind, text);
+                        tracing::warn!(shard, slot, kind, text);
                     } else {
-                        tracing::debug!(shard, slot, %kind, "a spill write failed");
+                        tracing::debug!(shard, slot, kind, "a spill write failed");
                     }
                 }
                 owners.into_iter().for_each(|owner| self.keep(owner));
@@ -661,6 +668,7 @@ impl Core {
             }
             SpillState::Failing(_) => Overflow::Failing,
         };
+        let state = self.spill.shown_state();
         let Some(before) = self.spill.said.change(state, self.now.mono) else { return };
         let (shard, state) = (self.config.shard, state_text(state));
         tracing::warn!(shard, before = state_text(before), state, "spilling");
@@ -675,7 +683,7 @@ pub(super) fn state_text(state: SpillState) -> String {
         SpillState::Full(FullReason::Limit) => "full: disk_limit".to_owned(),
         SpillState::Full(FullReason::Headroom) => "full: disk_headroom".to_owned(),
         SpillState::Full(FullReason::NoSpace) => "full: no space in the file system".to_owned(),
-        SpillState::Failing(kind) => format!("failing: {}", kind),
+        SpillState::Failing(kind) => format!("failing: {}", error_text(kind)),
     }
 }
 

@@ -5,6 +5,7 @@
 //! ```text
 //! write -> handle_written -> places     one slot per write, with as many images as fit
 //! read  -> handle_read    -> chunk      the very one that was written, or what is left of it
+//! poll_read -> handle_read              each tick: what the device refused, tried again in time
 //! poll_request -> handle_allocated, handle_released        each tick, until there is none
 //! ```
 //!
@@ -15,7 +16,8 @@ use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
 use crate::base::time::Mono;
 use crate::format::chunk::{ChunkError, ChunkName};
 use crate::limits::{
-    DISK_ALIGN_BYTES, SPILL_FAILURES_MAX, SPILL_READ_DEPTH, SPILL_RETRY_MS, SPILL_WRITE_DEPTH,
+    DISK_ALIGN_BYTES, READ_RETRY_MS, READ_TRIES_MAX, SPILL_FAILURES_MAX, SPILL_READ_DEPTH,
+    SPILL_RETRY_MS, SPILL_WRITE_DEPTH,
 };
 use crate::storage::extents::{Change, Extents, Refusal, is_full};
 use crate::storage::salvage::{self, Verdict};
@@ -76,10 +78,10 @@ pub enum StoreRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
     /// The file system is full. It is tried again in a while.
-    #[error("no space is left for spilled messages: {0}")]
+    #[error("no space is left for spilled messages: {}", error_text(*.0))]
     Full(ErrorKind),
     /// The device refused.
-    #[error("writing slot {slot} failed: {kind}")]
+    #[error("writing slot {slot} failed: {}", error_text(*kind))]
     Device {
         /// Which.
         slot: u32,
@@ -100,8 +102,8 @@ pub enum Written<T> {
 /// Nothing of a chunk came back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// The device refused, twice.
-    #[error("reading slot {slot} failed: {kind}")]
+    /// The device refused, as often as it was asked.
+    #[error("reading slot {slot} failed: {}", error_text(*kind))]
     Device {
         /// Which.
         slot: u32,
@@ -139,6 +141,8 @@ pub enum Refilled<T> {
     Whole(T, SealedChunk),
     /// It is to be read once more: submit this.
     Again(PlannedRead),
+    /// The device refused: [`SpillStore::poll_read`] hands the read out again in a while.
+    PutOff(ReadError),
     /// What is left of the chunk. In the place of the lost messages stand empty records with their
     /// sequences, so that all others stand where they stood; nobody may deliver those.
     Damaged(T, SealedChunk, Vec<Range<u64>>),
@@ -178,7 +182,7 @@ pub struct SpillStats {
     pub live_bytes: u64,
     /// Writes under way.
     pub writes_under_way: u32,
-    /// Reads under way.
+    /// Reads under way, and those that were put off.
     pub reads_under_way: u32,
     /// Bytes written, ever.
     pub written_bytes: u64,
@@ -202,7 +206,17 @@ struct Reading<T> {
     owner: T,
     place: Place,
     name: ChunkName,
-    again: bool,
+    /// Times that the device refused it.
+    refusals: u32,
+    /// It has brought damaged bytes.
+    damaged: bool,
+}
+
+/// A read that the device refused, until it is tried again.
+struct PutOff<T> {
+    until: Mono,
+    reading: Reading<T>,
+    into: ChunkWriter,
 }
 
 enum UnderWay<T> {
@@ -233,6 +247,11 @@ pub struct SpillStore<T> {
     /// Writes that failed one after the other.
     failures: u32,
     pause: Option<Pause>,
+    put_off: Vec<PutOff<T>>,
+    /// Reads under way that were put off before.
+    retries: u32,
+    /// What the device said last when it refused a read.
+    refusal: Option<ErrorKind>,
     stats: SpillStats,
 }
 
@@ -254,6 +273,9 @@ impl<T> SpillStore<T> {
             wrote: false,
             failures: 0,
             pause: None,
+            put_off: Vec::new(),
+            retries: 0,
+            refusal: None,
             stats: SpillStats::default(),
         }
     }
@@ -349,9 +371,16 @@ impl<T> SpillStore<T> {
         if self.failures > SPILL_FAILURES_MAX { Fate::Cold } else { Fate::Bad }
     }
 
-    /// Whether a read can be planned now.
+    /// Whether a read can be planned now. Not while one that the device refused is to succeed yet
+    /// or be given up: so a device that is gone costs no more than what was under way, and one that
+    /// comes back soon costs nothing.
     pub fn can_read(&self) -> bool {
-        (self.stats.reads_under_way as usize) < SPILL_READ_DEPTH
+        self.read_failure().is_none() && (self.stats.reads_under_way as usize) < SPILL_READ_DEPTH
+    }
+
+    /// What the device says, while reads that it refused are to be tried again.
+    pub fn read_failure(&self) -> Option<ErrorKind> {
+        self.refusal.filter(|_| self.retries > 0 || !self.put_off.is_empty())
     }
 
     /// Plans to read the chunk `name` at `place` into an empty chunk that is large enough.
@@ -366,19 +395,28 @@ impl<T> SpillStore<T> {
         into: ChunkWriter,
     ) -> PlannedRead {
         assert!(place.is_in(&self.table), "a place of another store");
-        self.plan_read(Reading { owner, place, name, again: false }, into)
+        self.plan_read(Reading { owner, place, name, refusals: 0, damaged: false }, into)
+    }
+
+    /// A read that was put off and is to be submitted now; poll until there is none, each tick.
+    pub fn poll_read(&mut self, now: Mono) -> Option<PlannedRead> {
+        let nth = self.put_off.iter().position(|put_off| put_off.until <= now)?;
+        let PutOff { reading, into, .. } = self.put_off.remove(nth);
+        Some(self.plan_read(reading, into))
     }
 
     fn plan_read(&mut self, reading: Reading<T>, into: ChunkWriter) -> PlannedRead {
         let (offset, bytes) = (reading.place.offset(), reading.place.image_bytes());
         assert!(into.capacity_bytes() >= bytes, "a chunk that is too small for its image");
+        self.retries += u32::from(reading.refusals > 0);
         let tag = self.begin(UnderWay::Read(reading));
         self.stats.reads_under_way += 1;
         PlannedRead { tag, offset, bytes, into }
     }
 
     /// The outcome of a planned read: the chunk, if it is whole and the one that was written; what
-    /// can be saved of it, if it is not so twice.
+    /// can be saved of it, if it is not so twice. What the device refuses is tried again later,
+    /// [`READ_TRIES_MAX`] times in all.
     ///
     /// # Panics
     /// If `tag` is not that of a read under way.
@@ -387,9 +425,11 @@ impl<T> SpillStore<T> {
         tag: u64,
         mut into: ChunkWriter,
         result: Result<usize, ErrorKind>,
+        now: Mono,
     ) -> Refilled<T> {
-        let UnderWay::Read(reading) = self.end(tag) else { panic!("tag {tag} is no read's") };
+        let UnderWay::Read(mut reading) = self.end(tag) else { panic!("tag {tag} is no read's") };
         self.stats.reads_under_way -= 1;
+        self.retries -= u32::from(reading.refusals > 0);
         let (slot, image_bytes) = (reading.place.slot(), reading.place.image_bytes());
         let (name, check) = (reading.name, reading.place.check());
         let verdict = result.map(|bytes| {
@@ -402,14 +442,24 @@ impl<T> SpillStore<T> {
             return Refilled::Whole(reading.owner, sealed);
         }
         self.stats.read_errors += 1;
-        if !reading.again {
-            into.unload();
-            return Refilled::Again(self.plan_read(Reading { again: true, ..reading }, into));
+        match verdict {
+            Ok(_) if !std::mem::replace(&mut reading.damaged, true) => {
+                into.unload();
+                Refilled::Again(self.plan_read(reading, into))
+            }
+            Err(kind) if reading.refusals + 1 < READ_TRIES_MAX => {
+                into.unload();
+                let until = now.plus_ms(READ_RETRY_MS << reading.refusals);
+                reading.refusals += 1;
+                self.refusal = Some(kind);
+                self.put_off.push(PutOff { until, reading, into });
+                Refilled::PutOff(ReadError::Device { slot, kind })
+            }
+            _ => self.save(reading, into, verdict, slot),
         }
-        self.save(reading, into, verdict, slot)
     }
 
-    /// After a second failure.
+    /// After the last try.
     fn save(
         &mut self,
         reading: Reading<T>,
@@ -489,11 +539,12 @@ impl<T> SpillStore<T> {
         self.extents.handle_released(extent, result, now);
     }
 
-    /// When [`SpillStore::poll_request`] will have something to do, or a pause ends, without any
-    /// outcome that tells.
+    /// When [`SpillStore::poll_request`] or [`SpillStore::poll_read`] will have something to do, or
+    /// a pause ends, without any outcome that tells.
     pub fn next_deadline(&self) -> Option<Mono> {
         let pause = self.pause.as_ref().filter(|pause| !pause.over).map(|pause| pause.until);
-        pause.into_iter().chain(self.extents.next_deadline()).min()
+        let put_off = self.put_off.iter().map(|put_off| put_off.until);
+        pause.into_iter().chain(put_off).chain(self.extents.next_deadline()).min()
     }
 
     /// Whether chunks can leave memory, and why not.
@@ -530,19 +581,22 @@ impl<T> SpillStore<T> {
             slots_free: counts.free,
             slots_bad: counts.bad,
             live_bytes: counts.live_pages * DISK_ALIGN_BYTES as u64,
+            reads_under_way: self.stats.reads_under_way + self.put_off.len() as u32,
             ..self.stats
         }
     }
 
     /// Bytes that the store takes in memory, places apart.
     pub fn memory_bytes(&self) -> usize {
-        self.table.memory_bytes() + self.under_way.capacity() * size_of::<Option<UnderWay<T>>>()
+        self.table.memory_bytes()
+            + self.under_way.capacity() * size_of::<Option<UnderWay<T>>>()
+            + self.put_off.capacity() * size_of::<PutOff<T>>()
     }
 
     /// Whether anything was planned whose outcome is not known.
     #[cfg(test)]
     pub fn is_busy(&self) -> bool {
-        self.free_tags.len() < self.under_way.len()
+        self.free_tags.len() < self.under_way.len() || !self.put_off.is_empty()
     }
 
     fn begin(&mut self, what: UnderWay<T>) -> u64 {
@@ -559,6 +613,13 @@ impl<T> SpillStore<T> {
         self.free_tags.push(tag as u32);
         what.expect("an outcome of what is under way")
     }
+}
+
+/// What the system says, for people. The standard library has no name for what a device that fails
+/// says (EIO), and calls it uncategorized.
+pub fn error_text(kind: ErrorKind) -> String {
+    let device = std::io::Error::from_raw_os_error(libc::EIO).kind();
+    if kind == device { "input/output error".to_owned() } else { kind.to_string() }
 }
 
 #[cfg(test)]

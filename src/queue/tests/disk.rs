@@ -77,7 +77,8 @@ impl TestDisk {
             all[..bytes].copy_from_slice(&image[from..from + bytes]);
             bytes
         });
-        let Refilled::Whole(chunk, sealed) = self.store.handle_read(tag, into, Ok(bytes)) else {
+        let Refilled::Whole(chunk, sealed) = self.store.handle_read(tag, into, Ok(bytes), Mono(0))
+        else {
             panic!("it is read as it was written");
         };
         if queue.handle_refilled(chunk, &sealed) {
@@ -109,7 +110,7 @@ impl TestDisk {
                 all[..bytes].copy_from_slice(&image[from..from + bytes]);
                 bytes
             });
-            match self.store.handle_read(tag, into, Ok(bytes)) {
+            match self.store.handle_read(tag, into, Ok(bytes), Mono(0)) {
                 Refilled::Again(again) => planned = again,
                 Refilled::Damaged(chunk, sealed, lost) => {
                     assert!(queue.handle_refilled(chunk, &sealed));

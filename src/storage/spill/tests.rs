@@ -137,10 +137,10 @@ impl Bench {
         let name = name(owner, place.image_bytes() / PAGE);
         let mut planned = self.store.read(owner, place.clone(), name, take(&self.pool));
         let bytes = self.load(&mut planned);
-        match self.store.handle_read(planned.tag, planned.into, Ok(bytes)) {
+        match self.store.handle_read(planned.tag, planned.into, Ok(bytes), self.now) {
             Refilled::Again(mut planned) => {
                 let bytes = self.load(&mut planned);
-                self.store.handle_read(planned.tag, planned.into, Ok(bytes))
+                self.store.handle_read(planned.tag, planned.into, Ok(bytes), self.now)
             }
             other => other,
         }
@@ -192,7 +192,7 @@ fn a_slot_stays_while_one_of_its_images_or_readers_does() {
     let stats = bench.store.stats();
     assert_eq!((stats.slots_used, stats.live_bytes), (1, 0), "it is being read");
     let into = planned.into;
-    drop(bench.store.handle_read(planned.tag, into, Err(ErrorKind::Other)));
+    drop(bench.store.handle_read(planned.tag, into, Err(ErrorKind::Other), bench.now));
     assert_eq!(bench.store.stats().slots_used, 1, "and once more");
 }
 
@@ -245,30 +245,81 @@ fn batches(chunk: &SealedChunk) -> impl Iterator<Item = &[u8]> {
 const BATCH: usize = 16 + 40 + 16 + 1200;
 
 #[test]
-fn a_device_that_refuses_a_read_is_asked_twice() {
+fn what_the_device_refuses_is_read_again_later_and_nothing_else_meanwhile() {
     let mut bench = Bench::new(8, SHAPE);
     let (owner, place) = bench.write(&[2]).pop().unwrap();
-    let planned = bench.store.read(owner, place.clone(), name(owner, 2), take(&bench.pool));
-    let Refilled::Again(mut planned) =
-        bench.store.handle_read(planned.tag, planned.into, Err(ErrorKind::Other))
-    else {
-        panic!("it is read again");
+    let began = bench.now;
+    let plan = |bench: &mut Bench| {
+        assert!(bench.store.can_read());
+        bench.store.read(owner, place.clone(), name(owner, 2), take(&bench.pool))
     };
-    let bytes = bench.load(&mut planned);
-    let outcome = bench.store.handle_read(planned.tag, planned.into, Ok(bytes));
-    assert!(matches!(outcome, Refilled::Whole(1, _)));
-    let mut planned = bench.store.read(owner, place, name(owner, 2), take(&bench.pool));
-    for again in [true, false] {
-        match bench.store.handle_read(planned.tag, planned.into, Err(ErrorKind::Other)) {
-            Refilled::Again(next) if again => planned = next,
-            Refilled::Lost(1, ReadError::Device { slot: 0, kind: ErrorKind::Other }) if !again => {
-                break;
-            }
-            _ => panic!("again {again}"),
-        }
+    let (mut planned, other) = (plan(&mut bench), plan(&mut bench));
+    let refuse = |bench: &mut Bench, planned: PlannedRead| {
+        bench.store.handle_read(planned.tag, planned.into, Err(ErrorKind::Other), bench.now)
+    };
+    for wait_ms in [1, 2, 4].map(|times| times * READ_RETRY_MS) {
+        assert!(matches!(refuse(&mut bench, planned), Refilled::PutOff(ReadError::Device { .. })));
+        assert_eq!(bench.store.next_deadline(), Some(bench.now.plus_ms(wait_ms)));
+        bench.later(wait_ms - 1);
+        assert!(bench.store.poll_read(bench.now).is_none(), "not before {wait_ms} ms");
+        assert!(!bench.store.can_read());
+        bench.later(1);
+        planned = bench.store.poll_read(bench.now).expect("it is time");
+        assert!(bench.store.poll_read(bench.now).is_none(), "once");
+        assert!(!bench.store.can_read(), "not before it is known how it ends");
+        assert_eq!(bench.store.read_failure(), Some(ErrorKind::Other));
+        assert_eq!(bench.store.stats().reads_under_way, 2);
     }
-    assert_eq!(bench.store.stats().read_errors, 3);
-    assert_eq!(bench.store.stats().reads_under_way, 0);
+    match refuse(&mut bench, planned) {
+        Refilled::Lost(1, ReadError::Device { slot: 0, kind: ErrorKind::Other }) => {}
+        _ => panic!("it was refused {READ_TRIES_MAX} times"),
+    }
+    assert_eq!(bench.now.ms_since(began), 7 * READ_RETRY_MS);
+    assert!(bench.store.can_read() && bench.store.read_failure().is_none());
+    // What was under way when the device failed has its own tries.
+    assert!(matches!(refuse(&mut bench, other), Refilled::PutOff(_)));
+    bench.later(READ_RETRY_MS);
+    let mut planned = bench.store.poll_read(bench.now).unwrap();
+    let bytes = bench.load(&mut planned);
+    let outcome = bench.store.handle_read(planned.tag, planned.into, Ok(bytes), bench.now);
+    assert!(matches!(outcome, Refilled::Whole(1, _)));
+    let stats = bench.store.stats();
+    assert_eq!((stats.read_errors, stats.reads_under_way), (5, 0));
+    let all: Vec<PlannedRead> = (0..SPILL_READ_DEPTH).map(|_| plan(&mut bench)).collect();
+    assert!(all.len() == SPILL_READ_DEPTH && !bench.store.can_read());
+}
+
+#[test]
+fn damaged_bytes_are_read_again_at_once_also_where_the_device_refused_before() {
+    let mut bench = Bench::new(8, SHAPE);
+    let (owner, place) = bench.write(&[1]).pop().unwrap();
+    bench.file[..PAGE].fill(7);
+    let mut planned = bench.store.read(owner, place.clone(), name(owner, 1), take(&bench.pool));
+    let refused = Err(ErrorKind::TimedOut);
+    let outcome = bench.store.handle_read(planned.tag, planned.into, refused, bench.now);
+    assert!(matches!(outcome, Refilled::PutOff(_)));
+    // Who had the chunk is gone; the read keeps the slot until it has ended.
+    drop(place);
+    assert_eq!(bench.store.trim(), 0);
+    bench.later(READ_RETRY_MS);
+    planned = bench.store.poll_read(bench.now).unwrap();
+    let bytes = bench.load(&mut planned);
+    let outcome = bench.store.handle_read(planned.tag, planned.into, Ok(bytes), bench.now);
+    let Refilled::Again(mut planned) = outcome else { panic!("it is read again") };
+    assert!(!bench.store.can_read());
+    let bytes = bench.load(&mut planned);
+    let outcome = bench.store.handle_read(planned.tag, planned.into, Ok(bytes), bench.now);
+    assert!(matches!(outcome, Refilled::Lost(1, ReadError::Damaged { slot: 0, .. })));
+    assert!(bench.store.can_read() && !bench.store.is_busy());
+    assert_eq!((bench.store.stats().slots_used, bench.store.trim()), (0, EXTENT));
+}
+
+#[test]
+fn what_a_broken_device_says_has_a_name() {
+    let kind = std::io::Error::from_raw_os_error(libc::EIO).kind();
+    let error = ReadError::Device { slot: 7, kind };
+    assert_eq!(error.to_string(), "reading slot 7 failed: input/output error");
+    assert_eq!(error_text(ErrorKind::TimedOut), "timed out");
 }
 
 #[test]
@@ -395,7 +446,7 @@ fn no_more_is_under_way_than_the_depth() {
     assert!(!bench.store.can_read());
     let mut planned = reads.pop().unwrap();
     let bytes = bench.load(&mut planned);
-    let outcome = bench.store.handle_read(planned.tag, planned.into, Ok(bytes));
+    let outcome = bench.store.handle_read(planned.tag, planned.into, Ok(bytes), bench.now);
     assert!(matches!(outcome, Refilled::Whole(..)));
     assert!(bench.store.can_read());
 }

@@ -12,6 +12,7 @@ enum Step {
     Written(usize, u8),
     Read(usize),
     WasRead(usize, u8),
+    ReadAgain,
     Free(usize),
     Poll(u64),
     Changed(usize, u8),
@@ -25,6 +26,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (any::<usize>(), any::<u8>()).prop_map(|(nth, how)| Step::Written(nth, how)),
         3 => any::<usize>().prop_map(Step::Read),
         3 => (any::<usize>(), any::<u8>()).prop_map(|(nth, how)| Step::WasRead(nth, how)),
+        3 => Just(Step::ReadAgain),
         6 => any::<usize>().prop_map(Step::Free),
         6 => (0..40u64).prop_map(Step::Poll),
         6 => (any::<usize>(), any::<u8>()).prop_map(|(nth, how)| Step::Changed(nth, how)),
@@ -44,13 +46,22 @@ enum Blocks {
     Going,
 }
 
+/// A read: whose, from where, and how often the device refused it.
+#[derive(Clone, Copy)]
+struct Asked {
+    owner: u64,
+    offset: u64,
+    refusals: u32,
+}
+
 struct Model {
     bench: Bench,
     extents: Vec<Blocks>,
     standing: Vec<(u64, Place)>,
     writes: Vec<(PlannedWrite, u64)>,
-    /// With the first byte that is read.
-    reads: Vec<(PlannedRead, u64)>,
+    reads: Vec<(PlannedRead, Asked)>,
+    /// What the device refused, and when it is tried again.
+    put_off: Vec<(Mono, Asked)>,
     changes: Vec<StoreRequest>,
     last_write: Mono,
 }
@@ -63,8 +74,9 @@ impl Model {
         let bench = Bench::new(EXTENTS, shape);
         let mut extents = vec![Blocks::None; 64];
         extents[..warm as usize].fill(Blocks::Here);
-        let (standing, writes, reads, changes) = (vec![], vec![], vec![], vec![]);
-        Model { bench, extents, standing, writes, reads, changes, last_write: Mono(0) }
+        let (standing, writes, changes) = (vec![], vec![], vec![]);
+        let (reads, put_off, last_write) = (vec![], vec![], Mono(0));
+        Model { bench, extents, standing, writes, reads, put_off, changes, last_write }
     }
 
     fn step(&mut self, step: Step) {
@@ -80,8 +92,10 @@ impl Model {
                 let into = take(&self.bench.pool);
                 let planned = self.bench.store.read(*owner, place.clone(), name, into);
                 assert_eq!(planned.offset, place.offset());
-                self.reads.push((planned, *owner));
+                let asked = Asked { owner: *owner, offset: planned.offset, refusals: 0 };
+                self.reads.push((planned, asked));
             }
+            Step::ReadAgain => self.read_again(),
             Step::WasRead(nth, how) if !self.reads.is_empty() => {
                 let nth = nth % self.reads.len();
                 self.was_read(nth, how);
@@ -106,8 +120,9 @@ impl Model {
         let standing = self.standing.iter().map(|(_, place)| place.offset());
         let writes = self.writes.iter().map(|(planned, _)| planned.offset);
         let reads = self.reads.iter().map(|(planned, _)| planned.offset);
-        let mut slots: Vec<u64> =
-            standing.chain(writes).chain(reads).map(|offset| offset / SLOT as u64).collect();
+        let put_off = self.put_off.iter().map(|(_, asked)| asked.offset);
+        let offsets = standing.chain(writes).chain(reads).chain(put_off);
+        let mut slots: Vec<u64> = offsets.map(|offset| offset / SLOT as u64).collect();
         slots.sort_unstable();
         slots.dedup();
         slots
@@ -155,23 +170,36 @@ impl Model {
     }
 
     fn was_read(&mut self, nth: usize, how: u8) {
-        let (mut planned, owner) = self.reads.swap_remove(nth);
-        let pages = planned.bytes / PAGE;
+        let (mut planned, Asked { owner, offset, refusals }) = self.reads.swap_remove(nth);
+        let (pages, now) = (planned.bytes / PAGE, self.bench.now);
         let result = match how {
             0..200 => Ok(self.bench.load(&mut planned)),
             _ => Err(ErrorKind::Other),
         };
-        match self.bench.store.handle_read(planned.tag, planned.into, result) {
+        match self.bench.store.handle_read(planned.tag, planned.into, result, now) {
             Refilled::Whole(whose, sealed) => {
                 assert_eq!((whose, result.is_ok()), (owner, true));
                 assert_eq!(sealed.image(), chunk(&self.bench.pool, owner, pages).image());
             }
-            Refilled::Again(planned) => {
-                assert!(result.is_err());
-                self.reads.push((planned, owner));
+            Refilled::PutOff(_) => {
+                assert!(result.is_err() && refusals + 1 < READ_TRIES_MAX);
+                let until = now.plus_ms(READ_RETRY_MS << refusals);
+                self.put_off.push((until, Asked { owner, offset, refusals: refusals + 1 }));
             }
-            Refilled::Lost(..) => assert!(result.is_err()),
-            Refilled::Damaged(..) => panic!("nothing is damaged here"),
+            Refilled::Lost(..) => assert!(result.is_err() && refusals + 1 == READ_TRIES_MAX),
+            Refilled::Again(_) | Refilled::Damaged(..) => panic!("nothing is damaged here"),
+        }
+    }
+
+    /// The first that is due, if one is.
+    fn read_again(&mut self) {
+        let due = self.put_off.iter().position(|(until, _)| *until <= self.bench.now);
+        let planned = self.bench.store.poll_read(self.bench.now);
+        assert_eq!(planned.as_ref().map(|_| ()), due.map(|_| ()));
+        if let Some((planned, nth)) = planned.zip(due) {
+            let (_, asked) = self.put_off.remove(nth);
+            assert_eq!(planned.offset, asked.offset);
+            self.reads.push((planned, asked));
         }
     }
 
@@ -262,6 +290,14 @@ impl Model {
         let writing = self.writes.iter().flat_map(|(planned, _)| &planned.chunks);
         let writing: usize = writing.map(|chunk| chunk.image().len()).sum();
         assert_eq!(stats.live_bytes, (standing + writing) as u64);
+        let reads = self.reads.len() + self.put_off.len();
+        assert_eq!(stats.reads_under_way as usize, reads);
+        let refused = self.reads.iter().any(|(_, asked)| asked.refusals > 0);
+        let calm = self.put_off.is_empty() && !refused;
+        assert_eq!(self.bench.store.can_read(), calm && reads < SPILL_READ_DEPTH);
+        let first = self.put_off.iter().map(|(until, _)| *until).min();
+        let next = self.bench.store.next_deadline();
+        assert!(first.is_none_or(|until| next.is_some_and(|next| next <= until)));
         if stats.slots_free > 0 && self.writes.is_empty() {
             let ready = self.bench.store.state() == SpillState::Ready;
             assert!(!ready || self.bench.store.can_write());
@@ -272,6 +308,10 @@ impl Model {
     fn finish(mut self) {
         while !self.writes.is_empty() {
             self.written(0, 0);
+        }
+        self.bench.later(READ_RETRY_MS << READ_TRIES_MAX);
+        while !self.put_off.is_empty() {
+            self.read_again();
         }
         while !self.reads.is_empty() {
             self.was_read(0, 0);
