@@ -568,6 +568,7 @@ impl<W: World> Shard<W> {
         for key in self.core.connection_keys() {
             self.close(key);
         }
+        self.core.drop_redrives();
         Status::Stopped
     }
 }

@@ -251,6 +251,13 @@ impl Core {
         *budget > 0
     }
 
+    /// The shard ends, and nobody waits for what is on disk any more.
+    pub fn drop_redrives(&mut self) {
+        for job in std::mem::take(&mut self.redrives) {
+            self.memory.budget.release(Account::Connections, job.charged_bytes);
+        }
+    }
+
     /// Answers it.
     fn end_redrive(&mut self, job: Redrive) {
         self.memory.budget.release(Account::Connections, job.charged_bytes);

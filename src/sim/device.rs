@@ -9,7 +9,7 @@ use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
 use crate::base::prng::Prng;
 use crate::format::chunk::ChunkHeader;
 use crate::io::FileId;
-use crate::limits::DISK_ALIGN_BYTES;
+use crate::limits::{DISK_ALIGN_BYTES, READ_TRIES_MAX};
 use crate::sim::trace::Cover;
 use crate::sim::world::Universe;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,8 +42,12 @@ struct Image {
     sequences: Range<u64>,
     used_bytes: usize,
     bytes: usize,
-    /// Reads of it that failed one after the other.
-    failed_reads: u32,
+    /// Reads of it that failed since one succeeded: those that were refused, and those that
+    /// brought something else.
+    refusals: u32,
+    bad_reads: u32,
+    /// Every read of it is refused.
+    gone: bool,
 }
 
 #[derive(Default)]
@@ -168,7 +172,8 @@ impl Device {
         }
     }
 
-    /// One bit of an image that stands on the device turns over, for good.
+    /// One bit of an image that stands on the device turns over, for good; or none of it can be read
+    /// any more.
     fn rot(&mut self, universe: &Universe) {
         let count: usize = self.files.iter().map(|file| file.images.len()).sum();
         if count == 0 {
@@ -180,7 +185,12 @@ impl Device {
             images.flat_map(|(nth, file)| file.images.keys().map(move |&offset| (nth, offset)));
         let (file, offset) = images.nth(nth).expect("nth is below their number");
         let file = &mut self.files[file];
-        let image = &file.images[&offset];
+        let Some(image) = file.images.get_mut(&offset) else { return };
+        if universe.chance(20) {
+            universe.event("disk unreadable", offset, 0);
+            image.gone = true;
+            return;
+        }
         let at = universe.index(image.bytes);
         file.bytes[offset as usize + at] ^= 1 << universe.index(8);
         universe.event("disk rot", offset, at as u64);
@@ -418,7 +428,9 @@ impl Device {
         bytes: usize,
         into: &mut ChunkWriter,
     ) -> Result<usize, ErrorKind> {
-        let fails = self.mood(universe) == Mood::Unreadable;
+        let image = self.files[file.0 as usize].images.get(&offset);
+        let gone = image.is_some_and(|image| image.gone);
+        let fails = gone || self.mood(universe) == Mood::Unreadable;
         let failure = match fails || universe.fault(self.error_per_mille) {
             true => 1 + if fails { 0 } else { universe.below(3) },
             false => 0,
@@ -430,14 +442,7 @@ impl Device {
             there = universe.index(bytes).min(there);
         }
         let flips = (failure == 3 && there > 0).then(|| (universe.index(there), universe.below(8)));
-        if let Some(image) = file.images.get_mut(&offset) {
-            image.failed_reads = if failure == 0 { 0 } else { image.failed_reads + 1 };
-            if image.failed_reads > 1 {
-                file.spoil(offset);
-            } else if failure == 0 && image.sequences.is_empty() {
-                universe.cover(Cover::FragmentsRefilled);
-            }
-        }
+        file.note_read(universe, offset, failure);
         if failure == 1 {
             universe.cover(Cover::DiskError);
             return Err(ErrorKind::Other);
@@ -521,9 +526,35 @@ impl File {
             sequences: header.first_sequence..header.end_sequence,
             used_bytes: header.used_bytes as usize,
             bytes: bytes.len(),
-            failed_reads: 0,
+            refusals: 0,
+            bad_reads: 0,
+            gone: false,
         };
         self.images.insert(offset, image);
+    }
+
+    /// What is refused as often as it is tried may be lost, and what is bad when read again at once.
+    fn note_read(&mut self, universe: &Universe, offset: u64, failure: u64) {
+        let Some(image) = self.images.get_mut(&offset) else { return };
+        if failure == 0 {
+            if image.refusals > 0 {
+                universe.cover(Cover::ReadAfterRefusal);
+            }
+            if image.sequences.is_empty() {
+                universe.cover(Cover::FragmentsRefilled);
+            }
+            (image.refusals, image.bad_reads) = (0, 0);
+            return;
+        }
+        image.refusals += u32::from(failure == 1);
+        image.bad_reads += u32::from(failure > 1);
+        let unreadable = image.refusals >= READ_TRIES_MAX;
+        if unreadable {
+            universe.cover(Cover::Unreadable);
+        }
+        if unreadable || image.bad_reads > 1 {
+            self.spoil(offset);
+        }
     }
 
     /// Nothing that stood in a range stands there any more.

@@ -209,6 +209,10 @@ covers! {
     DiskFull = "disk_full",
     /// A read came back shorter than asked.
     ShortRead = "disk_short_read",
+    /// A chunk was read that the disk had refused before.
+    ReadAfterRefusal = "read_after_refusal",
+    /// The disk refused a chunk as often as it was tried.
+    Unreadable = "unreadable",
     /// Completions came in another order than the requests.
     DiskReordered = "disk_reordered",
     /// The disk lost or tore what was not synced.
