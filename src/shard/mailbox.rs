@@ -15,7 +15,7 @@ pub enum Command {
     Report(ReportOrder),
 }
 
-/// How writing to disk goes, as far as the shard has seen.
+/// How writing to disk and reading goes, as far as the shard has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SpillHealth {
     /// Nothing is spilled.
@@ -25,7 +25,7 @@ pub enum SpillHealth {
     Ready,
     /// There is no room on disk.
     Full,
-    /// Writes fail.
+    /// Writes or reads fail.
     Failing,
 }
 
@@ -81,7 +81,7 @@ impl Mailbox {
         self.ticks.load(Ordering::Relaxed)
     }
 
-    /// How the shard's writing to disk goes.
+    /// How the shard's writing to disk and reading goes.
     pub fn spill(&self) -> SpillHealth {
         let (spill, _) = SpillHealth::ALL[self.spill.load(Ordering::Relaxed) as usize];
         spill

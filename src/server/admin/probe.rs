@@ -47,13 +47,15 @@ pub fn start(
     Ok(stop)
 }
 
-/// Writes once, and looks how the shards' writing goes.
+/// Writes once, and looks how the shards' writing and reading goes.
 fn probe(data_dir: &Path, mailboxes: &[Commands]) -> Result<(), String> {
     // New bytes beside the old ones: on a full file system that fails.
     volume::replace_file(data_dir, FILE_NAME, &[b'.'; PROBE_BYTES])
         .map_err(|error| format!("{error} (probe in {})", data_dir.display()))?;
     let failing = mailboxes.iter().position(|mailbox| mailbox.spill() == SpillHealth::Failing);
-    failing.map_or(Ok(()), |shard| Err(format!("shard {shard} cannot write what it spills")))
+    failing.map_or(Ok(()), |shard| {
+        Err(format!("shard {shard} cannot write what it spills, or not read it back"))
+    })
 }
 
 #[cfg(test)]

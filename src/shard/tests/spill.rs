@@ -3,8 +3,11 @@
 
 use super::*;
 use crate::io::{Disk, DiskCompletion, DiskRequest, FileId};
-use crate::limits::READ_AHEAD_CHUNKS_MAX;
+use crate::limits::{
+    READ_AHEAD_CHUNKS_MAX, READ_AHEAD_CHUNKS_MIN, READ_RETRY_MS, SPILL_READ_DEPTH,
+};
 use crate::queue::memory::Account;
+use crate::shard::mailbox::SpillHealth;
 use crate::storage::spill::{DiskBudget, SpillShape};
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -101,6 +104,8 @@ struct SpillBench {
     disk: BytesDisk,
     /// Nothing on disk ends.
     held: bool,
+    /// From then on reads succeed.
+    reads_from: Option<Mono>,
     key: Key,
 }
 
@@ -131,11 +136,14 @@ impl SpillBench {
             bench.core.open_spill(FileId(0), shape, budget);
         }
         let key = bench.open();
-        SpillBench { bench, disk: BytesDisk::default(), held: false, key }
+        SpillBench { bench, disk: BytesDisk::default(), held: false, reads_from: None, key }
     }
 
     /// A tick; its frames to the connection.
     fn tick(&mut self) -> Vec<Frame> {
+        if self.reads_from.is_some_and(|at| at <= self.bench.now.mono) {
+            self.disk.read_error = None;
+        }
         let core = &mut self.bench.core;
         core.begin_tick(self.bench.now);
         while !self.held
@@ -166,11 +174,13 @@ impl SpillBench {
             if self.disk.pending.is_empty()
                 && core.active.is_empty()
                 && core.spill.refills.is_empty()
+                && core.spill.stats().reads_under_way == 0
             {
                 return frames;
             }
             if self.disk.pending.is_empty() {
-                self.wait(1);
+                let wait = core.next_deadline().unwrap_or_default();
+                self.wait(wait.as_millis() as u64 + 1);
             }
         }
         panic!("the disk is never at rest");
@@ -402,19 +412,109 @@ fn what_is_damaged_is_counted_and_the_rest_comes() {
     assert!(world.stats().disk_read_errors > 0);
 }
 
-#[test]
-fn a_disk_that_reads_nothing_loses_what_is_there_and_no_more() {
+/// What the system says of a device that fails.
+fn device_error() -> ErrorKind {
+    std::io::Error::from_raw_os_error(libc::EIO).kind()
+}
+
+/// A queue most of which is on a disk that reads nothing.
+fn on_a_dead_disk() -> SpillBench {
     let mut world = SpillBench::new(2 << 20, 64 << 20);
     world.queue("q", 1);
     assert_eq!(world.publish(1, 1, 1000, 3000).0, 1000);
     world.settle();
-    world.disk.read_error = Some(ErrorKind::Other);
+    world.disk.read_error = Some(device_error());
+    world
+}
+
+#[test]
+fn a_disk_that_reads_nothing_for_seconds_loses_nothing() {
+    let mut world = on_a_dead_disk();
+    let began = world.bench.now.mono;
+    world.reads_from = Some(began.plus_ms(3000));
+    let bodies = world.consume("q", 2);
+    assert_eq!(bodies.len(), 1000);
+    assert!(bodies.iter().enumerate().all(|(nth, got)| *got == body(nth as u64 + 1, 3000)));
+    assert_eq!(world.bench.describe(world.key, "q").counters.lost_damaged, 0);
+    // Each of those that were under way was refused at once and after a second.
+    let stats = world.stats();
+    assert_eq!(stats.disk_read_errors, 2 * u64::from(READ_AHEAD_CHUNKS_MIN));
+    assert_eq!(stats.spill_state.as_deref(), Some("ready"));
+    let passed_ms = world.bench.now.mono.ms_since(began);
+    assert!((3000..4000).contains(&passed_ms), "and then goes on at once: {passed_ms}");
+}
+
+#[test]
+fn a_disk_that_reads_nothing_loses_what_is_there_little_by_little_and_no_more() {
+    let mut world = on_a_dead_disk();
+    let (used, began) = (world.stats().disk_used_bytes, world.bench.now.mono);
+    // Nothing is said, so that all is there to be looked at.
+    world.bench.core.spill.losses.quiet_until = Mono(u64::MAX);
     let bodies = world.consume("q", 2);
     let shown = world.bench.describe(world.key, "q");
+    // Leases may have ended while the disk was tried.
+    let bodies: std::collections::BTreeSet<_> = bodies.into_iter().collect();
     assert!(!bodies.is_empty() && bodies.len() < 1000);
     assert_eq!(bodies.len() as u64 + shown.counters.lost_damaged, 1000);
+    assert_eq!(shown.counters.acked, bodies.len() as u64);
     assert_eq!((shown.ready, shown.bytes), (0, 0));
     assert_eq!(world.stats().disk_used_bytes, 0);
+    let losses = &world.bench.core.spill.losses;
+    assert_eq!(losses.messages, shown.counters.lost_damaged);
+    assert!(losses.chunks >= used / SLOT_BYTES as u64);
+    assert!(losses.reason.ends_with(" failed: input/output error"), "{}", losses.reason);
+    let rounds = losses.chunks.div_ceil(SPILL_READ_DEPTH as u64);
+    let passed_ms = world.bench.now.mono.ms_since(began);
+    assert!(rounds > 2 && passed_ms >= rounds * 7 * READ_RETRY_MS, "{rounds} in {passed_ms} ms");
+}
+
+#[test]
+fn nobody_waits_for_a_queue_that_goes_while_the_disk_reads_nothing() {
+    for purge in [false, true] {
+        let mut world = on_a_dead_disk();
+        world.bench.consumer(world.key, "q", 2, 1000);
+        for _ in 0..5 {
+            world.tick();
+        }
+        let state = world.stats().spill_state;
+        assert_eq!(state.as_deref(), Some("failing: input/output error"));
+        assert_eq!(world.bench.core.spill_health(), SpillHealth::Failing);
+        world.bench.core.close_handle(world.key, 2);
+        let (name, opcode) = ("q".to_owned(), [Opcode::QueueDelete, Opcode::QueuePurge]);
+        let request = match purge {
+            true => Request::QueuePurge(wire::QueuePurgeT { name, subscription: None }),
+            false => Request::QueueDelete(wire::QueueDeleteT { name, if_empty: false }),
+        };
+        world.bench.frame(world.key, opcode[usize::from(purge)], 0, &request.encode());
+        // The slots from which there is still to be read hold nothing, and are not free.
+        let used = world.stats().disk_used_bytes;
+        let reads = READ_AHEAD_CHUNKS_MIN as usize;
+        assert_eq!(used, (reads * SLOT_BYTES) as u64, "purge: {purge}");
+        let request = Request::Trim(wire::TrimT::default()).encode();
+        world.bench.frame(world.key, Opcode::Trim, 0, &request);
+        let frames: Vec<Frame> = (0..100).flat_map(|_| world.tick()).collect();
+        assert!(has(&frames, Opcode::Trimmed), "purge: {purge}");
+        let left = world.stats().disk_allocated_bytes;
+        assert!(left >= used && left <= used * u64::from(EXTENT_SLOTS), "{left} of {used}");
+        // A broker that ends does not wait for the disk either.
+        let began = world.bench.now.mono;
+        world.bench.core.drain(world.bench.now);
+        world.tick();
+        world.wait(1000);
+        world.tick();
+        while world.bench.core.poll_flush().is_some() {}
+        assert!(world.bench.core.is_drained(world.bench.now), "purge: {purge}");
+        while world.stats().disk_used_bytes > 0 {
+            if world.disk.pending.is_empty() {
+                let wait = world.bench.core.next_deadline().expect("it is tried again");
+                world.wait(wait.as_millis() as u64 + 1);
+            }
+            world.tick();
+        }
+        let passed_ms = world.bench.now.mono.ms_since(began);
+        assert!(passed_ms < 8 * READ_RETRY_MS, "purge: {purge}: {passed_ms} ms");
+        assert_eq!(world.stats().spill_state.as_deref(), Some("ready"));
+    }
 }
 
 #[test]
