@@ -99,7 +99,7 @@ pub const SPILL_FAILURES_MAX: u32 = 3;
 pub const SPILL_RETRY_MS: u64 = 1000;
 /// A read that the device refused is tried again after so long, then after twice as long each time.
 pub const READ_RETRY_MS: u64 = 1000;
-/// Times that the device refuses an image before that is lost: 7 seconds from the first to the last.
+/// Times that the device refuses an image before that is lost: 7 seconds from the first try on.
 pub const READ_TRIES_MAX: u32 = 4;
 /// Without a write for so long, the disk is calm: blocks that nothing needs are given back.
 pub const SPILL_CALM_MS: u64 = 5000;

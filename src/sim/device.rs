@@ -172,8 +172,8 @@ impl Device {
         }
     }
 
-    /// One bit of an image that stands on the device turns over, for good; or none of it can be read
-    /// any more.
+    /// One bit of an image that stands on the device turns over, for good; or none of it can be
+    /// read any more.
     fn rot(&mut self, universe: &Universe) {
         let count: usize = self.files.iter().map(|file| file.images.len()).sum();
         if count == 0 {
@@ -533,7 +533,7 @@ impl File {
         self.images.insert(offset, image);
     }
 
-    /// What is refused as often as it is tried may be lost, and what is bad when read again at once.
+    /// What is refused as often as it is tried may be lost, and what is bad twice.
     fn note_read(&mut self, universe: &Universe, offset: u64, failure: u64) {
         let Some(image) = self.images.get_mut(&offset) else { return };
         if failure == 0 {

@@ -615,10 +615,13 @@ impl<T> SpillStore<T> {
     }
 }
 
-/// What the system says, for people. The standard library has no name for what a device that fails
-/// says (EIO), and calls it uncategorized.
+/// What a device that fails says: EIO, the same number everywhere.
+const DEVICE_ERRNO: i32 = 5;
+
+/// What the system says, for people. The standard library has no name for EIO, and calls it
+/// uncategorized.
 pub fn error_text(kind: ErrorKind) -> String {
-    let device = std::io::Error::from_raw_os_error(libc::EIO).kind();
+    let device = std::io::Error::from_raw_os_error(DEVICE_ERRNO).kind();
     if kind == device { "input/output error".to_owned() } else { kind.to_string() }
 }
 

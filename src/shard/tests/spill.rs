@@ -445,7 +445,7 @@ fn a_disk_that_reads_nothing_for_seconds_loses_nothing() {
 }
 
 #[test]
-fn a_disk_that_reads_nothing_loses_what_is_there_little_by_little_and_no_more() {
+fn a_disk_that_reads_nothing_loses_what_is_there_and_no_more() {
     let mut world = on_a_dead_disk();
     let (used, began) = (world.stats().disk_used_bytes, world.bench.now.mono);
     // Nothing is said, so that all is there to be looked at.
