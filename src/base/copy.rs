@@ -19,7 +19,7 @@ const LARGE_BYTES: usize = 2048;
 pub unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
     if bytes >= LARGE_BYTES && std::is_x86_feature_detected!("avx") {
-        // SAFETY: the processor has AVX, and there is more than one vector; else as the caller says.
+        // SAFETY: the processor has AVX, and there is more than one vector; else the caller says.
         return unsafe { copy_by_vectors(from, to, bytes) };
     }
     // SAFETY: as the caller says.

@@ -371,11 +371,11 @@ impl<T> SpillStore<T> {
         if self.failures > SPILL_FAILURES_MAX { Fate::Cold } else { Fate::Bad }
     }
 
-    /// Whether a read can be planned now. Not while one that the device refused is to succeed yet
-    /// or be given up: so a device that is gone costs no more than what was under way, and one that
-    /// comes back soon costs nothing.
+    /// Whether a read can be planned now. One that the device refused counts until it succeeds or
+    /// is given up: so a device that is gone costs what was under way and no more, one that comes
+    /// back soon costs nothing, and a bad place on it leaves the rest of the depth to others.
     pub fn can_read(&self) -> bool {
-        self.read_failure().is_none() && (self.stats.reads_under_way as usize) < SPILL_READ_DEPTH
+        (self.stats.reads_under_way as usize) + self.put_off.len() < SPILL_READ_DEPTH
     }
 
     /// What the device says, while reads that it refused are to be tried again.
