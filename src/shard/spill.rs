@@ -662,8 +662,11 @@ impl Core {
             SpillState::Failing(_) => Overflow::Failing,
         };
         let Some(before) = self.spill.said.change(state, self.now.mono) else { return };
-        let (shard, state) = (self.config.shard, state_text(state));
-        tracing::warn!(shard, before = state_text(before), state, "spilling");
+        let (shard, before, after) = (self.config.shard, state_text(before), state_text(state));
+        match state {
+            SpillState::Ready => tracing::info!(shard, before, state = after, "spilling"),
+            _ => tracing::warn!(shard, before, state = after, "spilling"),
+        }
     }
 }
 
