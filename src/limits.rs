@@ -103,8 +103,10 @@ pub const READ_RETRY_MS: u64 = 1000;
 pub const READ_TRIES_MAX: u32 = 4;
 /// Without a write for so long, the disk is calm: blocks that nothing needs are given back.
 pub const SPILL_CALM_MS: u64 = 5000;
-/// In calm, one extent per so long is given back.
+/// In calm, one extent per so long is given back at least.
 pub const SPILL_RELEASE_PACE_MS: u64 = 1000;
+/// In calm, all that is over the reserve is given back within so long, if the disk is as fast.
+pub const SPILL_RELEASE_MS: u64 = 30_000;
 /// Extents that are given back at a time when it is asked for.
 pub const SPILL_RELEASE_DEPTH: usize = 4;
 
@@ -300,6 +302,8 @@ const _: () = {
     assert!(READ_RETRY_MS * ((1 << (READ_TRIES_MAX - 1)) - 1) < WAITING_FOR_DISK_MS);
     // A write that comes while the disk is given blocks back finds it calm again before the next.
     assert!(SPILL_RELEASE_PACE_MS <= SPILL_CALM_MS);
+    // Within a minute of the last write.
+    assert!(SPILL_CALM_MS + SPILL_RELEASE_MS < 60_000 && SPILL_RELEASE_PACE_MS < SPILL_RELEASE_MS);
     assert!(BATCH_WIRE_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(DELIVER_HEADER_BYTES + BATCH_RECORDS_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(PROPERTIES_BYTES_MAX + RECORD_HEADER_BYTES < BATCH_RECORDS_BYTES_MAX);

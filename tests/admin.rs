@@ -5,13 +5,11 @@
 mod common;
 
 use common::peer::Peer;
-use common::{Broker, PATIENCE, forebay, outcome};
+use common::{Broker, PATIENCE, forebay, forebay_on_small_disk, outcome};
 use forebay::client::Connection;
 use forebay::protocol::frame::Opcode;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 const ADMIN: [&str; 2] = ["--admin", "127.0.0.1:0"];
@@ -284,39 +282,18 @@ fn a_data_dir_that_cannot_be_written_is_not_ready_until_it_can() {
     assert_eq!(wait_for(admin, "/readyz", 200), "ready");
 }
 
-/// A small file system; unmounted when dropped.
-struct SmallDisk<'a>(&'a Path);
-
-impl SmallDisk<'_> {
-    fn mount(at: &Path) -> Option<SmallDisk<'_>> {
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(at);
-        mount.status().is_ok_and(|status| status.success()).then_some(SmallDisk(at))
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(self.0).status());
-    }
-}
-
 #[test]
 fn a_full_disk_is_not_ready_until_there_is_room() {
     let place = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(place.path()) else {
-        eprintln!("SKIPPED: a file system cannot be mounted here; this needs root");
-        return;
-    };
-    let broker = Broker::start_in(forebay(), &disk.0.join("data"), &ADMIN);
+    let Some(command) = forebay_on_small_disk(place.path(), "1m") else { return };
+    let broker = Broker::start_in(command, &place.path().join("data"), &ADMIN);
     let admin = admin_of(&broker);
     assert_eq!(state(admin, "/readyz").0, 200);
-    let filler = disk.0.join("filler");
+    let filler = broker.see(place.path()).join("filler");
     // To the last byte.
     drop(std::fs::write(&filler, vec![1; 2 << 20]));
     let why = wait_for(admin, "/readyz", 503);
     assert!(why.contains("No space left on device"), "{why}");
     std::fs::remove_file(&filler).unwrap();
     assert_eq!(wait_for(admin, "/readyz", 200), "ready");
-    drop(broker);
 }

@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Broker, PATIENCE, forebay, outcome};
+use forebay::limits::{SPILL_EXTENT_SLOTS, SPILL_SLOT_BYTES};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
@@ -14,6 +15,8 @@ use std::time::Duration;
 const MIB: u64 = 1 << 20;
 /// What `common` starts brokers with.
 const LIMIT: u64 = 64 * MIB;
+/// By which a spill file grows and shrinks at most.
+const EXTENT: u64 = SPILL_EXTENT_SLOTS as u64 * SPILL_SLOT_BYTES as u64;
 /// Over the limit, for what is no message.
 const ROOM: u64 = LIMIT / 10 + 64 * MIB;
 
@@ -101,15 +104,40 @@ fn a_spike_goes_to_disk_and_comes_back_in_order_and_leaves_nothing() {
     assert_eq!(trims.min(), Some(0));
 }
 
+#[test]
+fn disk_over_the_reserve_goes_back_within_a_minute_of_calm_and_all_of_it_by_a_trim() {
+    const RESERVE: u64 = 96 * MIB;
+    let broker = Broker::start(&["--disk-limit", "1GiB", "--spill-reserve", "96MiB"]);
+    assert_eq!(run(&broker, &["queue", "create", "spike"]).0, Some(0));
+    let (code, err) = run(&broker, &["publish", "spike", "--count", "400", "--size", "1MiB"]);
+    assert_eq!(code, Some(0), "{err}");
+    let spilled = disk_bytes(&broker);
+    assert!(spilled > 400 * MIB - LIMIT, "{spilled} bytes on disk");
+    assert_eq!(run(&broker, &["queue", "purge", "spike"]).0, Some(0));
+    // Nobody asks for it. `PATIENCE` is the minute.
+    comes_to(|| disk_bytes(&broker) < RESERVE + EXTENT, "the spill file stays large");
+    assert!(disk_bytes(&broker) >= RESERVE, "the reserve stays");
+    // By hand the reserve goes too.
+    let mut trim = forebay();
+    trim.args(["trim", "--json", "--server", &broker.address.to_string()]);
+    let (code, out, err) = outcome(&mut trim);
+    assert_eq!((code, disk_bytes(&broker)), (Some(0), 0), "{out} {err}");
+}
+
 /// Memory goes back when the broker next looks, not at once.
 fn falls_below(broker: &Broker, bytes: u64) {
+    comes_to(|| resident_bytes(broker) < bytes, "memory stays taken");
+}
+
+/// Looks until it is so.
+fn comes_to(is_so: impl Fn() -> bool, else_what: &str) {
     let (_never, timer) = mpsc::sync_channel::<()>(0);
     let step = Duration::from_millis(50);
     for _ in 0..PATIENCE.as_millis() / step.as_millis() {
-        if resident_bytes(broker) < bytes {
+        if is_so() {
             return;
         }
         let _ = timer.recv_timeout(step);
     }
-    panic!("{} bytes stay in memory", resident_bytes(broker));
+    panic!("{else_what}");
 }

@@ -94,17 +94,16 @@ impl Progress {
         missing: Option<&str>,
     ) {
         match event {
-            // The first one is no news; those after a loss follow a line about it.
-            ConnectionEvent::Connected { .. } | ConnectionEvent::Unblocked => {}
+            // The first one is no news; those after a loss follow a line about it. A queue at its
+            // limit may block many times a second: `Blockage` tells of it.
+            ConnectionEvent::Connected { .. }
+            | ConnectionEvent::Blocked { .. }
+            | ConnectionEvent::Unblocked => {}
             ConnectionEvent::Disconnected { reason } => {
                 let try_for = show_duration(policy.give_up_after);
                 self.notice("disconnected", &format!("{reason}; trying again for {try_for}"));
             }
             ConnectionEvent::Draining { reason } => self.notice("draining", reason),
-            ConnectionEvent::Blocked { reason, .. } => {
-                let text = format!("the queue takes nothing for now ({reason}); waiting for room");
-                self.notice("blocked", &text);
-            }
             ConnectionEvent::QueueMissing { queue } => {
                 self.renewed_queue.store(true, Ordering::Relaxed);
                 if let Some(missing) = missing {
@@ -126,5 +125,92 @@ impl Progress {
             ConnectionEvent::Fault { error } if error.code == Some(ErrorCode::UnknownHandle) => {}
             ConnectionEvent::Fault { error } => self.notice(error.name(), &error.to_string()),
         }
+    }
+}
+
+/// What is said of a queue that takes nothing: that it does and why, again every ten seconds that
+/// it lasts, and once that it goes on.
+#[derive(Debug, Default)]
+pub struct Blockage {
+    /// It takes nothing since then, but for moments.
+    since: Option<Instant>,
+    /// It takes something since then.
+    open_since: Option<Instant>,
+    said: Option<Instant>,
+    /// That it goes on is still to be said.
+    told: bool,
+}
+
+impl Blockage {
+    /// From one line about a queue that takes nothing to the next.
+    const SAY_INTERVAL: Duration = Duration::from_secs(10);
+    /// What is at its limit takes a little now and then, which is not going on.
+    const OPEN_MIN: Duration = Duration::from_secs(1);
+
+    /// Why the queue takes nothing at this time, if it does not. What is to be said now: a code
+    /// and a text for [`Progress::notice`].
+    pub fn look(&mut self, blocked: Option<&str>, time: Instant) -> Option<(&'static str, String)> {
+        let Some(reason) = blocked else {
+            let open_since = *self.open_since.get_or_insert(time);
+            if time.duration_since(open_since) < Self::OPEN_MIN {
+                return None;
+            }
+            self.since = None;
+            let told = std::mem::take(&mut self.told);
+            return told.then(|| ("unblocked", "the queue takes messages again".to_owned()));
+        };
+        self.open_since = None;
+        let since = *self.since.get_or_insert(time);
+        if self.said.is_some_and(|said| time.duration_since(said) < Self::SAY_INTERVAL) {
+            return None;
+        }
+        self.said = Some(time);
+        let text = match std::mem::replace(&mut self.told, true) {
+            false => format!("the queue takes nothing for now ({reason}); waiting for room"),
+            true => {
+                let lasted = show_duration(time.duration_since(since));
+                format!("the queue has taken next to nothing for {lasted} ({reason})")
+            }
+        };
+        Some(("blocked", text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_blocks_many_times_a_second_is_told_of_now_and_then() {
+        let (begun, mut blockage, mut lines) = (now(), Blockage::default(), Vec::new());
+        // At its limit for half a minute, then open.
+        for tenth in 0..600 {
+            let blocked = (10..310).contains(&tenth) && tenth % 3 != 0;
+            let time = begun + Duration::from_millis(100 * tenth);
+            let said = blockage.look(blocked.then_some("disk_full"), time);
+            lines.extend(said.map(|(code, text)| (tenth, code, text)));
+        }
+        let times: Vec<_> = lines.iter().map(|(tenth, code, _)| (*tenth, *code)).collect();
+        let expected = [(10, "blocked"), (110, "blocked"), (211, "blocked"), (319, "unblocked")];
+        assert_eq!(times, expected);
+        assert!(lines[0].2.contains("(disk_full); waiting"), "{lines:?}");
+        assert!(lines[2].2.contains("for 20.1 s (disk_full)"), "{lines:?}");
+    }
+
+    #[test]
+    fn one_that_goes_on_and_blocks_again_is_not_told_of_before_its_time() {
+        let (begun, mut blockage) = (now(), Blockage::default());
+        let mut look = |blocked: bool, seconds| {
+            let said = blockage
+                .look(blocked.then_some("memory_limit"), begun + Duration::from_secs(seconds));
+            said.map(|(code, _)| code)
+        };
+        assert_eq!(look(false, 0), None);
+        assert_eq!(look(false, 5), None, "it never took nothing");
+        assert_eq!(look(true, 6), Some("blocked"));
+        assert_eq!((look(false, 7), look(false, 8)), (None, Some("unblocked")));
+        // Too soon for a line, and then none is owed.
+        assert_eq!((look(true, 9), look(false, 10), look(false, 11)), (None, None, None));
+        assert_eq!((look(true, 15), look(true, 16)), (None, Some("blocked")));
     }
 }

@@ -10,7 +10,7 @@ use crate::cli::failure::{Exit, Failure, Outcome};
 use crate::cli::fields::Fields;
 use crate::cli::lines::LineError;
 use crate::cli::output::Output;
-use crate::cli::progress::Progress;
+use crate::cli::progress::{Blockage, Progress};
 use crate::cli::source::{Block, Pace, Source};
 use crate::cli::table::thousands;
 use crate::client::{ClientError, Message, PublishCounts, Publisher, PublisherState};
@@ -149,6 +149,7 @@ impl Pump {
         patience: Patience,
     ) -> Result<(), Failure> {
         let mut standstill = Standstill { answered: 0, since: now() };
+        let mut blockage = Blockage::default();
         loop {
             match done.recv_timeout(WATCH_INTERVAL) {
                 Ok(result) => return result.map_err(|fault| self.failure(fault, broker)),
@@ -162,8 +163,17 @@ impl Pump {
             let _ = self.publisher.poll();
             let counts = self.publisher.counts();
             progress.at(self.steps.load(Ordering::Relaxed), counts.confirmed);
-            let stood_for = standstill.length(&counts, now());
-            let (limit, text) = match self.publisher.state() {
+            let (time, state) = (now(), self.publisher.state());
+            let stood_for = standstill.length(&counts, time);
+            let blocked = match &state {
+                PublisherState::Blocked { reason } => Some(reason.as_str()),
+                _ => None,
+            };
+            if let Some((code, text)) = blockage.look(blocked, time) {
+                progress.notice(code, &text);
+            }
+            let is_blocked = blocked.is_some();
+            let (limit, text) = match state {
                 // The worker may be waiting for a line that does not come.
                 PublisherState::Failed(error) => {
                     return Err(self.failure(Fault::Client(Box::new(error), None), broker));
@@ -180,9 +190,9 @@ impl Pump {
             if limit.is_some_and(|limit| stood_for >= limit) {
                 let text = format!("{text} for {}", show_duration(stood_for));
                 let failure = Failure::new(Exit::TimedOut, "timed_out", text);
-                return Err(match self.publisher.state() {
-                    PublisherState::Blocked { .. } => failure.hint("consume, or make room"),
-                    _ => failure,
+                return Err(match is_blocked {
+                    true => failure.hint("consume, or make room"),
+                    false => failure,
                 });
             }
         }

@@ -182,17 +182,17 @@ impl Core {
     }
 }
 
-/// Why a queue takes nothing, for people.
+/// Why a queue takes nothing: the name that the documents have for it, and words for people.
 pub(super) fn blocked_reason(block: Block) -> String {
-    match block.code {
+    let text = match block.code {
         ErrorCode::MemoryLimit => "the broker's memory limit leaves no room",
         ErrorCode::DiskLimit => "memory is full, and the spill files are at disk_limit",
         ErrorCode::DiskFull => "memory is full, and the file system has no space to spill to",
         ErrorCode::DiskError => "memory is full, and the disk fails to write what is spilled",
         ErrorCode::QueueBytesMax => "the queue is at bytes_max",
         _ => "the queue is at messages_max",
-    }
-    .to_owned()
+    };
+    format!("{}: {text}", block.code.name())
 }
 
 /// Puts a connection on the list of those to flush, if it is not there yet.

@@ -670,8 +670,11 @@ impl Core {
         };
         let state = self.spill.shown_state();
         let Some(before) = self.spill.said.change(state, self.now.mono) else { return };
-        let (shard, state) = (self.config.shard, state_text(state));
-        tracing::warn!(shard, before = state_text(before), state, "spilling");
+        let (shard, before, after) = (self.config.shard, state_text(before), state_text(state));
+        match state {
+            SpillState::Ready => tracing::info!(shard, before, state = after, "spilling"),
+            _ => tracing::warn!(shard, before, state = after, "spilling"),
+        }
     }
 }
 

@@ -11,80 +11,35 @@ use crate::format::batch::{self, Batch, BatchHeader};
 use crate::format::record::Records;
 use crate::format::u32_at;
 use crate::io::{
-    Accepted, Disk, DiskCompletion, DiskRequest, FileId, Net, NetEvent, ReadOutcome, Socket, World,
+    Accepted, Disk, DiskCompletion, DiskRequest, FileId, Net, NetEvent, ReadOutcome, Socket,
     WriteOutcome,
 };
 use crate::limits::{BATCH_HEADER_BYTES, FRAME_HEADER_BYTES, PREAMBLE_BYTES, RECORD_HEADER_BYTES};
 use crate::protocol::frame::{FrameHeader, Opcode};
 use crate::protocol::hot::AckDone;
-use crate::sim::clock::SimClock;
 use crate::sim::disk::SimDisk;
 use crate::sim::net::{Detached, SimNet};
-use crate::sim::world::SimulatedWorld;
+use crate::sim::world::WorldOf;
 use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::time::Duration;
 
 /// See the module.
-pub struct CanaryWorld;
-
-impl World for CanaryWorld {
-    type Net = CanaryNet;
-    type Disk = SimDisk;
-    type Clock = SimClock;
-}
-
-impl SimulatedWorld for CanaryWorld {
-    fn net(net: SimNet) -> CanaryNet {
-        CanaryNet { net, bug: Bug::Order, follows: BTreeMap::new() }
-    }
-
-    fn disk(disk: SimDisk) -> SimDisk {
-        disk
-    }
-}
-
+pub type CanaryWorld = WorldOf<CanaryNet<false>, SimDisk>;
 /// See the module.
-pub struct LateCanaryWorld;
-
-impl World for LateCanaryWorld {
-    type Net = CanaryNet;
-    type Disk = SimDisk;
-    type Clock = SimClock;
-}
-
-impl SimulatedWorld for LateCanaryWorld {
-    fn net(net: SimNet) -> CanaryNet {
-        CanaryNet { net, bug: Bug::LateAcks, follows: BTreeMap::new() }
-    }
-
-    fn disk(disk: SimDisk) -> SimDisk {
-        disk
-    }
-}
-
+pub type LateCanaryWorld = WorldOf<CanaryNet<true>, SimDisk>;
 /// See the module.
-pub struct SpillCanaryWorld;
-
-impl World for SpillCanaryWorld {
-    type Net = SimNet;
-    type Disk = CanaryDisk;
-    type Clock = SimClock;
-}
-
-impl SimulatedWorld for SpillCanaryWorld {
-    fn net(net: SimNet) -> SimNet {
-        net
-    }
-
-    fn disk(disk: SimDisk) -> CanaryDisk {
-        CanaryDisk { disk }
-    }
-}
+pub type SpillCanaryWorld = WorldOf<SimNet, CanaryDisk>;
 
 /// See the module.
 pub struct CanaryDisk {
     disk: SimDisk,
+}
+
+impl From<SimDisk> for CanaryDisk {
+    fn from(disk: SimDisk) -> CanaryDisk {
+        CanaryDisk { disk }
+    }
 }
 
 impl Disk for CanaryDisk {
@@ -128,14 +83,6 @@ impl Disk for CanaryDisk {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Bug {
-    /// What goes to the broker changes.
-    Order,
-    /// What comes from it.
-    LateAcks,
-}
-
 /// Where the next frame of a socket begins, in one direction.
 pub struct Follow {
     /// Bytes until then.
@@ -172,11 +119,16 @@ impl Follow {
     }
 }
 
-/// See the module.
-pub struct CanaryNet {
+/// What comes from the broker changes (`LATE_ACKS`), or what goes to it.
+pub struct CanaryNet<const LATE_ACKS: bool> {
     net: SimNet,
-    bug: Bug,
     follows: BTreeMap<Socket, Follow>,
+}
+
+impl<const LATE_ACKS: bool> From<SimNet> for CanaryNet<LATE_ACKS> {
+    fn from(net: SimNet) -> Self {
+        CanaryNet { net, follows: BTreeMap::new() }
+    }
 }
 
 /// An answer to acks says that all of them came in time.
@@ -207,7 +159,7 @@ fn swap_records(payload: &mut [u8]) {
     }
 }
 
-impl Net for CanaryNet {
+impl<const LATE_ACKS: bool> Net for CanaryNet<LATE_ACKS> {
     type Detached = (Detached, Option<Follow>);
 
     fn poll(
@@ -224,7 +176,7 @@ impl Net for CanaryNet {
 
     fn read(&mut self, socket: Socket, buffer: &mut [u8]) -> ReadOutcome {
         let outcome = self.net.read(socket, buffer);
-        if let (ReadOutcome::Bytes(bytes), Bug::Order) = (&outcome, self.bug) {
+        if let (ReadOutcome::Bytes(bytes), false) = (&outcome, LATE_ACKS) {
             let net = &self.net;
             let follow = self.follows.entry(socket).or_insert_with(Follow::new);
             follow.walk(&mut buffer[..*bytes], |opcode, payload| {
@@ -237,7 +189,7 @@ impl Net for CanaryNet {
     }
 
     fn write(&mut self, socket: Socket, slices: &[IoSlice<'_>]) -> WriteOutcome {
-        if self.bug != Bug::LateAcks {
+        if !LATE_ACKS {
             return self.net.write(socket, slices);
         }
         let mut bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();

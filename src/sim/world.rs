@@ -2,13 +2,14 @@
 
 use crate::base::prng::Prng;
 use crate::base::time::Mono;
-use crate::io::World;
+use crate::io::{Disk, Net, World};
 use crate::sim::clock::SimClock;
 use crate::sim::device::Device;
 use crate::sim::disk::SimDisk;
 use crate::sim::net::{Network, SimNet};
 use crate::sim::trace::{Cover, Trace};
 use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
 use std::rc::Rc;
 
 /// Wall clock at the start of a run: 2024-01-01, in microseconds.
@@ -22,22 +23,33 @@ pub trait SimulatedWorld: World<Clock = SimClock> {
     fn disk(disk: SimDisk) -> Self::Disk;
 }
 
-/// The world without a planted bug.
-pub struct SimWorld;
+/// A world of a net and a disk that are made of the simulated ones.
+pub struct WorldOf<N, D>(PhantomData<(N, D)>);
 
-impl World for SimWorld {
-    type Net = SimNet;
-    type Disk = SimDisk;
+/// The world without a planted bug.
+pub type SimWorld = WorldOf<SimNet, SimDisk>;
+
+impl<N, D> World for WorldOf<N, D>
+where
+    N: Net + From<SimNet> + 'static,
+    D: Disk + From<SimDisk> + 'static,
+{
+    type Net = N;
+    type Disk = D;
     type Clock = SimClock;
 }
 
-impl SimulatedWorld for SimWorld {
-    fn net(net: SimNet) -> SimNet {
-        net
+impl<N, D> SimulatedWorld for WorldOf<N, D>
+where
+    N: Net + From<SimNet> + 'static,
+    D: Disk + From<SimDisk> + 'static,
+{
+    fn net(net: SimNet) -> N {
+        net.into()
     }
 
-    fn disk(disk: SimDisk) -> SimDisk {
-        disk
+    fn disk(disk: SimDisk) -> D {
+        disk.into()
     }
 }
 

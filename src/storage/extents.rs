@@ -7,16 +7,16 @@
 //! ```
 //!
 //! A file grows an extent ahead of need, in the background. Giving blocks back makes later writes
-//! slow for seconds on some file systems, so it is done slowly, and only when there was no write
-//! for a while, and never below a reserve; or sooner, because another shard is refused for want of
-//! it; or all at once, because somebody asked for it.
+//! slow for seconds on some file systems, so it is done one by one, spread over half a minute, and
+//! only when there was no write for a while, and never below a reserve; or sooner, because another
+//! shard is refused for want of it; or all at once, because somebody asked for it.
 //!
 //! The bytes of all extents are charged to a [`DiskBudget`] that all shards share.
 
 use crate::base::time::Mono;
 use crate::limits::{
-    SPILL_CALM_MS, SPILL_EXTENT_SLOTS, SPILL_RELEASE_DEPTH, SPILL_RELEASE_PACE_MS, SPILL_RETRY_MS,
-    SPILL_SLOT_BYTES,
+    SPILL_CALM_MS, SPILL_EXTENT_SLOTS, SPILL_RELEASE_DEPTH, SPILL_RELEASE_MS,
+    SPILL_RELEASE_PACE_MS, SPILL_RETRY_MS, SPILL_SLOT_BYTES,
 };
 use crate::storage::slots::{SLOTS_MAX, SlotTable};
 use std::collections::VecDeque;
@@ -171,6 +171,8 @@ pub(super) struct Extents {
     /// When somebody last wanted to write, as far as is known.
     wanted: Option<Mono>,
     release_at: Mono,
+    /// What calm gives back now is to be gone by then.
+    released_by: Mono,
     polled_at: Mono,
 }
 
@@ -192,6 +194,7 @@ impl Extents {
             last_write: Mono(0),
             wanted: None,
             release_at: Mono(0),
+            released_by: Mono(0),
             polled_at: Mono(0),
         };
         let warm = (shape.warm_bytes / shape.extent_bytes()).min(extents.count_max());
@@ -350,12 +353,30 @@ impl Extents {
         if !in_calm && !for_others {
             return None;
         }
-        self.release_at = now.plus_ms(SPILL_RELEASE_PACE_MS);
+        let pace_ms = if in_calm { self.calm_pace_ms(now) } else { SPILL_RELEASE_PACE_MS };
+        self.release_at = now.plus_ms(pace_ms);
         let extent = self.idle().next_back()?;
         self.condemn(&[extent]);
         self.condemned.pop_front();
         self.releasing += 1;
         Some(Change::Release(extent))
+    }
+
+    /// From one extent to the next, so that everything over the reserve is gone in time.
+    fn calm_pace_ms(&mut self, now: Mono) -> u64 {
+        if self.released_by <= now {
+            self.released_by = now.plus_ms(SPILL_RELEASE_MS);
+        }
+        let over_bytes = self.kept_bytes().saturating_sub(self.shape.reserve_bytes);
+        // As many as there may be that hold nothing.
+        let free = self.table.counts().free / self.shape.extent_slots;
+        let extents = (over_bytes / self.shape.extent_bytes()).min(u64::from(free));
+        (self.released_by.ms_since(now) / extents.max(1)).min(SPILL_RELEASE_PACE_MS)
+    }
+
+    /// Bytes that are charged and stay.
+    fn kept_bytes(&self) -> u64 {
+        self.charged_bytes() - self.charged_leaving_bytes()
     }
 
     /// Whether there may be an extent that holds nothing.
@@ -371,8 +392,7 @@ impl Extents {
 
     /// When an extent over the reserve may be given back, if there may be one.
     fn shrink_at(&self) -> Option<Mono> {
-        let kept = (self.charged_bytes() - self.charged_leaving_bytes())
-            .saturating_sub(self.shape.extent_bytes());
+        let kept = self.kept_bytes().saturating_sub(self.shape.extent_bytes());
         let over = self.is_spare() && kept >= self.shape.reserve_bytes;
         // The last free extent stays while somebody may need it: it would only come again.
         let wanted = self.wanted.filter(|_| self.is_last());

@@ -29,6 +29,29 @@ pub fn forebay_with_files(files: u64) -> Command {
     clean(command)
 }
 
+/// The binary in a mount namespace of its own, where `at` is an empty file system of this size,
+/// such as `96m`. It ends with the process; [`Broker::see`] leads there. `None`, and a word, where
+/// neither users nor root may do so.
+pub fn forebay_on_small_disk(at: &Path, size: &str) -> Option<Command> {
+    let mount = "mount -t tmpfs -o size=\"$0\" tmpfs \"$1\" && shift && exec \"$@\"";
+    let shell = |flags: &str| {
+        let mut command = Command::new("unshare");
+        command.args([flags, "sh", "-c", mount, size]).arg(at);
+        command
+    };
+    let works = |flags: &&str| {
+        let done = shell(flags).arg("true").stderr(Stdio::null()).status();
+        done.is_ok_and(|status| status.success())
+    };
+    let Some(flags) = ["-rm", "-m"].into_iter().find(works) else {
+        eprintln!("SKIPPED: no file system can be mounted here, by a user namespace or as root");
+        return None;
+    };
+    let mut command = shell(flags);
+    command.arg(env!("CARGO_BIN_EXE_forebay"));
+    Some(clean(command))
+}
+
 fn clean(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("FOREBAY_") {
@@ -116,6 +139,11 @@ impl Broker {
 
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
+    }
+
+    /// The path by which we see what it has at this one, if it has file systems of its own.
+    pub fn see(&self, path: &Path) -> PathBuf {
+        Path::new(&format!("/proc/{}/root", self.pid())).join(path.strip_prefix("/").unwrap())
     }
 
     /// By its name, as `kill` knows it.

@@ -346,7 +346,8 @@ fn a_full_memory_says_what_keeps_the_disk_from_making_room() {
         assert_eq!(code_of(&frames), code);
         assert!(has(&frames, Opcode::Blocked), "{code}");
         let shown = world.bench.describe(world.key, "q");
-        assert!(shown.blocked && shown.blocked_reason.is_some());
+        let reason = shown.blocked_reason.filter(|_| shown.blocked).unwrap();
+        assert!(reason.starts_with(&format!("{}: ", code.name())), "{reason}");
         // Consumers are never blocked; what they free lets the producer go on.
         world.held = false;
         let mut frames = world.bench.consumer(world.key, "q", 2, count as u32);

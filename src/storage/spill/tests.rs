@@ -554,6 +554,24 @@ fn in_calm_the_file_shrinks_to_its_reserve_and_by_a_trim_to_nothing() {
 }
 
 #[test]
+fn in_calm_a_large_file_is_given_back_in_half_a_minute() {
+    for (extents, expected_ms) in [(10, 10_000), (30, 30_000), (100, 30_000), (3000, 30_000)] {
+        let warm_bytes = (extents + 2) * EXTENT;
+        let mut bench = Bench::new(extents + 2, SpillShape { warm_bytes, ..SHAPE });
+        bench.later(SPILL_CALM_MS);
+        let calm = bench.now;
+        while let Some(at) = bench.store.next_deadline() {
+            bench.now = Mono(at.0.max(bench.now.0));
+            assert_eq!(bench.serve(None).len(), 1, "one at a time");
+        }
+        assert_eq!(bench.budget.used_bytes(), 2 * EXTENT, "the reserve");
+        // As if one more were to come.
+        let lasted_ms = bench.now.ms_since(calm) + expected_ms / extents;
+        assert_eq!(lasted_ms, expected_ms, "{extents} extents");
+    }
+}
+
+#[test]
 fn an_extent_that_is_wanted_does_not_come_and_go() {
     let shape = SpillShape { reserve_bytes: 0, ..SHAPE };
     let mut bench = Bench::new(8, shape);
