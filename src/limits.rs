@@ -225,6 +225,10 @@ pub const DEAD_LETTER_HOPS_MAX: u32 = 16;
 pub const REDRIVE_COUNT_MAX: u32 = 1000;
 /// Messages that one redrive request looks at.
 pub const REDRIVE_SCAN_MAX: u32 = 10_000;
+/// A redrive whose target has no memory for a message tries it again after so long.
+pub const REDRIVE_RETRY_MS: u64 = 10;
+/// It does so for so long at most, then it ends with what it has moved.
+pub const REDRIVE_WAIT_MS_MAX: u64 = 5_000;
 /// Window in bytes that a producer handle is granted ahead.
 pub const WINDOW_BYTES: u64 = MIB as u64;
 /// Producer ids that one queue remembers; the one idle longest is forgotten first.
@@ -328,6 +332,7 @@ const _: () = {
     assert!(UNSENT_BYTES_SOFT + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX < UNSENT_BYTES_MAX);
     assert!(MESSAGE_BYTES_DEFAULT <= MESSAGE_BYTES_MAX);
     assert!(MESSAGE_BYTES_MAX < u32::MAX as usize);
+    assert!(REDRIVE_RETRY_MS > 0 && REDRIVE_RETRY_MS < REDRIVE_WAIT_MS_MAX);
     assert!(MEMORY_RESERVE_BYTES < MEMORY_LIMIT_BYTES_MIN);
     assert!(MEMORY_RESERVE_BYTES >= SLAB_BYTES);
     assert!(MEMORY_GRANT_BYTES >= SLAB_BYTES);

@@ -386,7 +386,8 @@ impl<'a> Redriver<'a> {
             }
             self.progress.at(self.messages, self.messages);
             after_sequence = done.last_sequence.max(after_sequence);
-            if done.finished || after_sequence + 1 >= end {
+            let stuck = done.refused > 0 && is_of_memory(&self.reason);
+            if done.finished || after_sequence + 1 >= end || stuck {
                 return Ok(());
             }
         }
@@ -412,6 +413,11 @@ impl<'a> Redriver<'a> {
         if *refused == 0 {
             return Ok(());
         }
+        if is_of_memory(reason) {
+            let text = format!("dead letters stay in queue {grave}: {reason}");
+            let failure = Failure::new(Exit::Failed, "redrive_refused", text);
+            return Err(failure.hint("come again when the broker has room").into());
+        }
         let text = format!(
             "{} dead letters stay in queue {grave}: {}",
             thousands(*refused),
@@ -420,6 +426,13 @@ impl<'a> Redriver<'a> {
         let failure = Failure::new(Exit::Failed, "redrive_refused", text);
         Err(failure.hint("make room in their queues, or name another with --to").into())
     }
+}
+
+/// The broker has no room for messages, and has waited for it: the next ones would fare the same.
+fn is_of_memory(reason: &str) -> bool {
+    use ErrorCode as E;
+    let codes = [E::MemoryLimit, E::DiskLimit, E::DiskFull, E::DiskError];
+    codes.iter().any(|code| code.name() == reason)
 }
 
 #[cfg(test)]

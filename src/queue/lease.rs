@@ -23,6 +23,8 @@ pub struct Lease {
     pub deadline: Mono,
     /// The messages.
     pub portion: Portion,
+    /// Once it is finished: so many from it on are, as far as was found, and none if nobody looked.
+    finished: u32,
 }
 
 /// What one lease takes in memory: its record, and what its messages need when they come back.
@@ -39,6 +41,8 @@ pub struct Leases {
     extended: BTreeMap<u64, Lease>,
     by_deadline: BTreeSet<(Mono, u64)>,
     allowance: Allowance,
+    /// Leases in the ring that ranges came to, the whole ones at its front apart: what they cost.
+    looks: u64,
 }
 
 /// What extensions may cost in one tick. A range pays for one lease in the ring and one in the tree
@@ -78,6 +82,11 @@ impl Allowance {
 }
 
 impl Lease {
+    /// Of a run that was just delivered.
+    pub fn new(first_delivery: u64, deadline: Mono, portion: Portion) -> Lease {
+        Lease { first_delivery, deadline, portion, finished: 0 }
+    }
+
     /// One past the delivery id of the run's last message.
     fn end_delivery(&self) -> u64 {
         self.first_delivery + u64::from(self.portion.run.count)
@@ -169,12 +178,15 @@ impl Leases {
         while let Some(lease) = self.runs.get_mut(index)
             && lease.first_delivery <= last
         {
-            if lease.portion.left() > 0 {
-                let taken = lease.take(first, last);
-                self.finished += usize::from(lease.portion.left() == 0);
-                if taken.left() > 0 {
-                    each(taken);
-                }
+            self.looks += 1;
+            if lease.portion.left() == 0 {
+                index = self.pass_finished(index);
+                continue;
+            }
+            let taken = lease.take(first, last);
+            self.finished += usize::from(lease.portion.left() == 0);
+            if taken.left() > 0 {
+                each(taken);
             }
             index += 1;
         }
@@ -183,6 +195,31 @@ impl Leases {
             gone += self.take_extended(first, last, &mut each);
         }
         gone
+    }
+
+    /// The next lease behind this finished one that is not. All that it passes remember how far
+    /// that is: however often ranges name what is finished, they do not go over it again.
+    fn pass_finished(&mut self, index: usize) -> usize {
+        let mut end = index;
+        while let Some(lease) = self.runs.get(end)
+            && lease.portion.left() == 0
+        {
+            end += lease.finished.max(1) as usize;
+        }
+        let mut at = index;
+        while at < end {
+            let lease = &mut self.runs[at];
+            let to = at + lease.finished.max(1) as usize;
+            lease.finished = (end - at) as u32;
+            self.looks += 1;
+            at = to;
+        }
+        end
+    }
+
+    /// What taking ranges has cost so far, for the tests: leases that they came to.
+    pub fn looks(&self) -> u64 {
+        self.looks
     }
 
     fn take_extended(&mut self, first: u64, last: u64, each: &mut impl FnMut(Portion)) -> usize {
@@ -258,7 +295,7 @@ impl Leases {
                 continue;
             }
             count += u64::from(portion.left());
-            let extended = Lease { portion, deadline, first_delivery: lease.first_delivery };
+            let extended = Lease::new(lease.first_delivery, deadline, portion);
             self.insert_extended(extended);
         }
         // Also where it ends early: what is finished must not stand at the front and end again.
@@ -331,5 +368,71 @@ impl Leases {
             self.finished = 0;
         }
         before - self.runs.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::prng::Prng;
+    use crate::limits::ACK_RANGES_MAX;
+    use crate::queue::log::{Position, Run};
+    use crate::queue::portion::History;
+
+    /// Leases of one message each.
+    fn leases(count: u64) -> Leases {
+        let mut leases = Leases::default();
+        for sequence in 1..=count {
+            let at = Position::chunk_start(0);
+            let run = Run { at, count: 1, bytes: 10, charge: 10, sequence, large: false };
+            leases.push(Lease::new(sequence, Mono(0), Portion::whole(run, History::default())));
+        }
+        leases
+    }
+
+    fn take(leases: &mut Leases, first: u64, last: u64) -> u64 {
+        let mut taken = 0;
+        leases.take_range(first, last, |portion| taken += u64::from(portion.left()));
+        taken
+    }
+
+    #[test]
+    fn what_is_finished_can_be_named_again_at_little_cost() {
+        const LEASES: u64 = 100_000;
+        let mut leases = leases(LEASES);
+        // The first one keeps the others in the ring, for they do not outnumber the rest.
+        let half = LEASES / 2;
+        assert_eq!(take(&mut leases, 2, half), half - 1);
+        let before = leases.looks();
+        for nth in 0..ACK_RANGES_MAX as u64 {
+            // Never the same range; each begins before or behind those that came before.
+            let first = if nth % 2 == 0 { 2 + nth } else { half / 2 - nth };
+            assert_eq!(take(&mut leases, first, half), 0);
+        }
+        assert_eq!(leases.records() as u64, LEASES);
+        let looks = leases.looks() - before;
+        assert!(looks <= LEASES + 8 * ACK_RANGES_MAX as u64, "{looks}");
+    }
+
+    /// However the ring is finished and shortened, no lease is missed and none is taken twice.
+    #[test]
+    fn each_lease_is_taken_once_whatever_was_passed_before() {
+        for seed in 0..20 {
+            let mut prng = Prng::new(seed);
+            let mut leases = leases(2000);
+            let mut left = vec![true; 2001];
+            for _ in 0..3000 {
+                let first = 1 + prng.below(2000);
+                let last = (first + prng.below([3, 300][seed as usize % 2])).min(2000);
+                let there = (first..=last)
+                    .filter(|&id| std::mem::take(&mut left[id as usize]))
+                    .count() as u64;
+                assert_eq!(take(&mut leases, first, last), there);
+                assert!(leases.records() <= 2 * leases.portions().count() + FINISHED_FEW);
+            }
+            let rest = left[1..].iter().filter(|left| **left).count() as u64;
+            assert_eq!(take(&mut leases, 1, 2000), rest);
+            assert_eq!(leases.records(), 0);
+        }
     }
 }

@@ -648,7 +648,7 @@ impl Subscription {
                 false => now.mono.plus_ms(u64::from(consumer.lease_ms)),
             };
             let portion = Portion::whole(run, history);
-            consumer.leases.push(Lease { first_delivery: delivery_id, deadline, portion });
+            consumer.leases.push(Lease::new(delivery_id, deadline, portion));
             parts.memory.budget.charge(Account::InFlight, LEASE_BYTES);
             self.arm(key, deadline);
         }

@@ -184,7 +184,7 @@ impl Core {
         self.memory.budget.release(Account::Moves, done.bytes);
         let outcome = done.outcome.map(|_| ());
         self.note_moved(done.key, outcome, now);
-        self.note_redriven(done.key, outcome);
+        self.note_redriven(done.key, outcome, now);
         // From now on nobody asks for it again.
         let (Ok(()), Some(target)) = (outcome, done.target) else { return };
         match (done.home, &mut self.post) {

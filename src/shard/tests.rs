@@ -8,6 +8,7 @@ mod large;
 mod leases;
 mod limits_hold;
 mod options;
+mod redrives;
 mod report;
 mod shards;
 mod spill;

@@ -35,7 +35,7 @@ impl Core {
     pub fn next_deadline(&self) -> Option<Duration> {
         let queues = self.queue_deadlines.first().map(|&(at, _)| at);
         let all = self.deadlines.next().into_iter().chain(queues);
-        let next = all.chain(self.spill.next_deadline()).min();
+        let next = all.chain(self.spill.next_deadline()).chain(self.next_redrive()).min();
         next.map(|at| at.after(self.now.mono))
     }
 
