@@ -110,6 +110,21 @@ pub const SPILL_RELEASE_MS: u64 = 30_000;
 /// Extents that are given back at a time when it is asked for.
 pub const SPILL_RELEASE_DEPTH: usize = 4;
 
+// ---- journal ----
+
+/// One file of a journal. Written once before use, so that its blocks are there.
+pub const JOURNAL_SEGMENT_BYTES: usize = 64 * MIB;
+/// What of a segment's first block is used.
+pub const JOURNAL_SEGMENT_HEADER_BYTES: usize = 80;
+/// A group with its header: what is written and synced at a time.
+pub const JOURNAL_GROUP_BYTES_MAX: usize = MIB;
+/// In front of a group's records.
+pub const JOURNAL_GROUP_HEADER_BYTES: usize = 72;
+/// In front of a record's body.
+pub const JOURNAL_RECORD_HEADER_BYTES: usize = 8;
+/// Zeros that are written at a time into a segment that is made.
+pub const JOURNAL_PREWRITE_BYTES: usize = MIB;
+
 // ---- frames ----
 
 /// First bytes of a connection, both ways.
@@ -308,6 +323,14 @@ const _: () = {
     assert!(SPILL_RELEASE_PACE_MS <= SPILL_CALM_MS);
     // Within a minute of the last write.
     assert!(SPILL_CALM_MS + SPILL_RELEASE_MS < 60_000 && SPILL_RELEASE_PACE_MS < SPILL_RELEASE_MS);
+    assert!(JOURNAL_SEGMENT_HEADER_BYTES <= 512 && JOURNAL_GROUP_HEADER_BYTES <= 512); // one sector
+    assert!(JOURNAL_GROUP_BYTES_MAX.is_multiple_of(DISK_ALIGN_BYTES));
+    assert!(DISK_ALIGN_BYTES + JOURNAL_GROUP_BYTES_MAX <= JOURNAL_SEGMENT_BYTES);
+    assert!(JOURNAL_SEGMENT_BYTES.is_multiple_of(JOURNAL_PREWRITE_BYTES));
+    assert!(
+        JOURNAL_GROUP_HEADER_BYTES + JOURNAL_RECORD_HEADER_BYTES + BATCH_BYTES_MAX
+            <= JOURNAL_GROUP_BYTES_MAX
+    );
     assert!(BATCH_WIRE_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(DELIVER_HEADER_BYTES + BATCH_RECORDS_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(PROPERTIES_BYTES_MAX + RECORD_HEADER_BYTES < BATCH_RECORDS_BYTES_MAX);

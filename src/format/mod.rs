@@ -13,6 +13,8 @@ pub mod batch;
 #[cfg(feature = "server")]
 pub mod chunk;
 pub mod dead_letter;
+#[cfg(feature = "server")]
+pub mod journal;
 pub mod properties;
 pub mod record;
 

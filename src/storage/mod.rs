@@ -3,6 +3,8 @@
 //! write out and when is decided above.
 
 pub mod extents;
+pub mod journal;
+pub mod replay;
 mod salvage;
 pub mod slots;
 pub mod spill;
