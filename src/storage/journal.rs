@@ -442,3 +442,6 @@ impl Journal {
         self.poison = Some(Poison { segment, offset, kind });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,8 +18,8 @@
 //! --------  --------------------------  ----------------------------------------------------------
 //! whole     any                         a segment; its header says where the log ended before it
 //! not       some                        a segment, damaged; the log ended before its first group
-//! not       none; the block is zeros    a spare: made and not used yet
-//! not       none; it is not zeros       not known: left alone
+//! not       none; zeros behind it       a spare: made and not used yet
+//! not       none; something else        not known: left alone
 //! of another store, or version          nothing is read at all: it is an error
 //!
 //! segment (in order of epoch and sequence)                                  is
@@ -155,7 +155,7 @@ impl Survey {
                     let GroupPlace { epoch, segment, .. } = place;
                     self.found.push(Found { file, epoch, segment, begin, needed: Err(error) });
                 }
-                None if image.iter().take(DISK_ALIGN_BYTES).all(|&byte| byte == 0) => {
+                None if image.iter().skip(DISK_ALIGN_BYTES).all(|&byte| byte == 0) => {
                     self.spares.push(file);
                 }
                 None => self.unknown.push(file),
@@ -189,7 +189,7 @@ impl Survey {
             damages: Vec::new(),
             torn: None,
         };
-        Replay { store, plan, synced: 0, suspect: None, recovered }
+        Replay { store, plan, synced: 0, judged: 0, suspect: None, recovered }
     }
 }
 
@@ -199,8 +199,10 @@ pub struct Replay {
     store: StoreId,
     /// With the sequence where the log goes on in another segment.
     plan: Vec<(Found, u64)>,
-    /// The last group that is known to have been synced.
+    /// The last group that is known to have been synced in the epoch that is read.
     synced: u64,
+    /// Damages of which it is known whether what they hit was synced.
+    judged: usize,
     /// What is not whole behind the last whole group: segment, offset, what is wrong.
     suspect: Option<(u64, u64, JournalError)>,
     /// As far as it was read; `live` are the segments that were.
@@ -257,9 +259,7 @@ impl Replay {
     /// If not all segments were read.
     pub fn finish(mut self) -> Recovered {
         assert!(self.next_file().is_none(), "every segment is read before the end is known");
-        for damage in &mut self.recovered.damages {
-            damage.was_synced = !damage.lost.is_empty() && damage.lost.start <= self.synced;
-        }
+        self.judge();
         self.recovered.torn = match self.suspect {
             None | Some((_, _, JournalError::Magic(_) | JournalError::Another { .. })) => None,
             Some((_, _, error)) => Some(error),
@@ -269,6 +269,11 @@ impl Replay {
 
     /// What the begin of a segment says of the log before it.
     fn begin(&mut self, found: &Found) {
+        let before = self.recovered.live.len().checked_sub(2).map(|last| self.plan[last].0.epoch);
+        if before != Some(found.epoch) {
+            // What an earlier recovery did not find is not there for the later epoch to sync.
+            self.judge();
+        }
         if found.begin > self.recovered.end.group {
             self.lose_until(found.begin);
         }
@@ -285,6 +290,14 @@ impl Replay {
         self.suspect = None;
         let (group, offset) = (self.recovered.end.group, DISK_ALIGN_BYTES as u64);
         self.recovered.end = LogEnd { segment, group, offset };
+    }
+
+    /// Says of the damages of an epoch whether what they hit was synced.
+    fn judge(&mut self) {
+        for damage in &mut self.recovered.damages[self.judged..] {
+            damage.was_synced = !damage.lost.is_empty() && damage.lost.start <= self.synced;
+        }
+        self.judged = self.recovered.damages.len();
     }
 
     /// The log goes on at `group`, and what should stand before it is nowhere.

@@ -24,14 +24,16 @@ struct Making {
 pub struct Spares {
     /// The one that was written last is used first.
     ready: Vec<u32>,
+    /// Of full length, but who knows whether the device has it: what made them was stopped.
+    found: Vec<u32>,
     making: Option<Making>,
     next_file: u32,
 }
 
 impl Spares {
-    /// With these files; `next_file` is the first number that is free.
-    pub fn new(files: &[u32], next_file: u32) -> Spares {
-        Spares { ready: files.to_vec(), making: None, next_file }
+    /// With these files, that a recovery found; `next_file` is the first number that is free.
+    pub fn new(found: &[u32], next_file: u32) -> Spares {
+        Spares { ready: vec![], found: found.to_vec(), making: None, next_file }
     }
 
     /// Takes one, if one is ready.
@@ -62,9 +64,12 @@ impl Spares {
             if !self.ready.is_empty() {
                 return None;
             }
-            let file = self.next_file;
-            self.next_file += 1;
-            self.making = Some(Making { file, step: Step::Create, tag: None, failed: None });
+            let (file, step) = match self.found.pop() {
+                Some(file) => (file, Step::Sync),
+                None => (self.next_file, Step::Create),
+            };
+            self.next_file = self.next_file.max(file.saturating_add(1));
+            self.making = Some(Making { file, step, tag: None, failed: None });
         }
         let making = self.making.as_mut()?;
         if making.tag.is_some() || making.failed.is_some() {
