@@ -332,3 +332,6 @@ fn first_group(image: &[u8], store: StoreId) -> Option<(GroupPlace, u64)> {
     }
     first
 }
+
+#[cfg(test)]
+mod tests;
