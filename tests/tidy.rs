@@ -94,7 +94,15 @@ fn the_storage_document_has_the_limits() {
 
 #[test]
 fn the_storage_document_has_the_chunk_header() {
-    none(docs::chunk_header(&read("docs/STORAGE.md"), &read("src/format/chunk.rs")));
+    none(docs::header(&read("docs/STORAGE.md"), "## Layout", &read("src/format/chunk.rs")));
+}
+
+#[test]
+fn the_storage_document_has_the_headers_of_the_journal() {
+    let (document, code) = (read("docs/STORAGE.md"), read("src/format/journal.rs"));
+    let (segment, group) = code.split_once("//! Group header:").unwrap();
+    none(docs::header(&document, "### Segment header", segment));
+    none(docs::header(&document, "### Group header", group));
 }
 
 /// Names in a folder, folders with a slash.

@@ -14,7 +14,7 @@
 //!  8  u16   version          1
 //! 10  u16   flags            zero
 //! 12  u32   reserved         zero
-//! 16  16 B  store            random, one per store
+//! 16  [16]  store            random, one per store
 //! 32  u64   epoch            one more with each opening of the journal
 //! 40  u64   segment          sequence of the segment, never used twice in an epoch
 //! 48  u64   end_segment      where the log ended when this segment was opened: in which segment
@@ -28,7 +28,7 @@
 //!  8  u16   version          1
 //! 10  u16   flags            zero
 //! 12  u32   payload_bytes    of the records
-//! 16  16 B  store            as in the segment header, and so are the next two
+//! 16  [16]  store            as in the segment header, and so are the next two
 //! 32  u64   epoch
 //! 40  u64   segment
 //! 48  u64   group            sequence of the group, in one row over all segments and epochs

@@ -216,7 +216,9 @@ impl Journal {
         let align = DISK_ALIGN_BYTES as u64;
         let group_bytes_max = shape.group_bytes_max as u64;
         assert!(shape.segment_bytes.is_multiple_of(shape.prewrite_bytes));
-        assert!(shape.prewrite_bytes.is_multiple_of(align) && group_bytes_max.is_multiple_of(align));
+        assert!(
+            shape.prewrite_bytes.is_multiple_of(align) && group_bytes_max.is_multiple_of(align)
+        );
         assert!(align + group_bytes_max <= shape.segment_bytes);
         assert!(shape.group_bytes_max <= JOURNAL_GROUP_BYTES_MAX);
         let written = recovered.end.group - 1;

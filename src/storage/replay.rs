@@ -31,9 +31,7 @@
 //!                                                                           where a later one begins
 //! ```
 
-use crate::format::journal::{
-    Group, GroupPlace, JournalError, LogEnd, SegmentHeader, StoreId,
-};
+use crate::format::journal::{Group, GroupPlace, JournalError, LogEnd, SegmentHeader, StoreId};
 use crate::limits::DISK_ALIGN_BYTES;
 use crate::storage::journal::LiveSegment;
 use std::ops::Range;
@@ -88,7 +86,7 @@ pub struct Recovered {
     pub needed: u64,
     /// The segments of the log, oldest first.
     pub live: Vec<LiveSegment>,
-    /// Files whose content is not needed. The caller takes those out that are too short.
+    /// Files whose content is not needed. The caller takes those out that are shorter than a segment.
     pub spares: Vec<u32>,
     /// Files of which nobody knows what they are. They are left alone.
     pub unknown: Vec<u32>,

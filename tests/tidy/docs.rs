@@ -109,12 +109,14 @@ pub fn limits(document: &str) -> Faults {
     differences("limit", &documented, &LIMITS.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Every limit that shapes a spill file.
+/// Every limit that shapes a spill file or a journal.
 const STORAGE_LIMITS: &[(&str, u64)] = values! {
     SPILL_SLOT_BYTES SPILL_EXTENT_SLOTS SPILL_WRITE_DEPTH SPILL_READ_DEPTH SPILL_FAILURES_MAX
     SPILL_RETRY_MS READ_RETRY_MS READ_TRIES_MAX SPILL_CALM_MS SPILL_RELEASE_PACE_MS
     SPILL_RELEASE_MS SPILL_RELEASE_DEPTH DISK_ALIGN_BYTES DISK_WRITE_CHUNKS_MAX CHUNK_HEADER_BYTES
     BATCH_PREFIX_BYTES BATCH_HEADER_BYTES
+    JOURNAL_SEGMENT_BYTES JOURNAL_SEGMENT_HEADER_BYTES JOURNAL_GROUP_BYTES_MAX
+    JOURNAL_GROUP_HEADER_BYTES JOURNAL_RECORD_HEADER_BYTES JOURNAL_PREWRITE_BYTES
 };
 
 /// The limits of storage stand in STORAGE.md with their values.
@@ -124,9 +126,10 @@ pub fn storage_limits(document: &str) -> Faults {
     differences("limit", &documented, &STORAGE_LIMITS.iter().map(row).collect::<Vec<_>>())
 }
 
-/// The chunk header of STORAGE.md is drawn as in the file that writes it: offset and field.
-pub fn chunk_header(document: &str, code: &str) -> Faults {
-    let documented: Vec<Vec<String>> = first_cells(&table(document, "## Layout"), 3)
+/// The header under `heading` of STORAGE.md is drawn as in the file that writes it: offset and
+/// field.
+pub fn header(document: &str, heading: &str, code: &str) -> Faults {
+    let documented: Vec<Vec<String>> = first_cells(&table(document, heading), 3)
         .into_iter()
         .map(|row| vec![row[0].clone(), row[2].clone()])
         .collect();
@@ -137,7 +140,7 @@ pub fn chunk_header(document: &str, code: &str) -> Faults {
         let (_type, name) = (words.next()?, words.next()?);
         Some(vec![offset.to_string(), name.to_owned()])
     };
-    differences("field of a chunk", &documented, &drawn.filter_map(field).collect::<Vec<_>>())
+    differences("field of a header", &documented, &drawn.filter_map(field).collect::<Vec<_>>())
 }
 
 /// Every table of the schema has a section in PROTOCOL.md that lists its fields.
@@ -278,9 +281,10 @@ mod fixtures {
         let code = "//! a chunk\n//!  0  u32  crc32c  over all\n//!  4  u16  flags, zero\n";
         let rows = "| 0 | 4 | `crc32c` |\n| 4 | 2 | `flags` |\n";
         let document = format!("\n## Layout\n\n| a | b | c |\n|---|---|---|\n{rows}");
-        assert_eq!(chunk_header(&document, code), Faults::new());
-        assert_eq!(chunk_header(&document.replace("| 4 | 2", "| 6 | 2"), code).len(), 2);
-        assert_eq!(chunk_header("", code).len(), 2);
+        assert_eq!(header(&document, "## Layout", code), Faults::new());
+        let moved = document.replace("| 4 | 2", "| 6 | 2");
+        assert_eq!(header(&moved, "## Layout", code).len(), 2);
+        assert_eq!(header("", "## Layout", code).len(), 2);
     }
 
     #[test]

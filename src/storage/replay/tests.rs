@@ -16,7 +16,13 @@ fn segment(at: (u64, u64), end: (u64, u64, u64), needed: u64, groups: &[(u64, u6
         let mut bytes = vec![0; JOURNAL_GROUP_HEADER_BYTES];
         let body = group.to_le_bytes();
         Record { kind: 1, flags: 0, body: &body }.encode(&mut bytes);
-        seal_group(&mut bytes, &GroupPlace { store: STORE, epoch, segment, page }, group, synced, 1);
+        seal_group(
+            &mut bytes,
+            &GroupPlace { store: STORE, epoch, segment, page },
+            group,
+            synced,
+            1,
+        );
         image.extend_from_slice(&bytes);
     }
     image.resize(6 * PAGE, 0);
@@ -178,6 +184,7 @@ fn what_comes_back_after_the_log_went_on_without_it_is_not_of_the_log() {
     let later = segment((2, 2), (1, 3, 3), 1, &[(3, 2), (4, 3)]);
     let (groups, recovered) = recover(&[&lost, &whole, &later]);
     assert_eq!((groups, files(&recovered)), (vec![1, 2, 3, 4], vec![1, 2]));
+    assert_eq!(recovered.live[0].end_group, 3, "3 is the later one");
     assert_eq!(recovered.end, LogEnd { segment: 2, group: 5, offset: 3 * PAGE as u64 });
     assert_eq!((recovered.damages, recovered.epoch), (vec![], 2));
 }

@@ -33,7 +33,8 @@ impl File {
         for (offset, cached) in &mut self.cached {
             let (start, end) = (at.max(*offset), (at + bytes.len()).min(*offset + cached.len()));
             if start < end {
-                cached[start - *offset..end - *offset].copy_from_slice(&bytes[start - at..end - at]);
+                cached[start - *offset..end - *offset]
+                    .copy_from_slice(&bytes[start - at..end - at]);
             }
         }
     }

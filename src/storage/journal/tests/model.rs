@@ -178,8 +178,11 @@ impl World {
     }
 }
 
-/// What stands in these files: the bodies of each group.
-pub fn recover(images: &[(u32, Vec<u8>)]) -> (Vec<(u64, Vec<Vec<u8>>)>, Recovered) {
+/// A group's sequence and the bodies of its records.
+type Bodies = (u64, Vec<Vec<u8>>);
+
+/// What stands in these files.
+fn recover(images: &[(u32, Vec<u8>)]) -> (Vec<Bodies>, Recovered) {
     let mut survey = Survey::new(STORE);
     for (file, image) in images {
         let block = &image[..image.len().min(4096)];
