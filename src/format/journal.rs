@@ -2,10 +2,8 @@
 //! ever written behind a segment's header; what a record's body means is said elsewhere.
 //!
 //! ```text
-//! segment = | header | group | group | ... | what was there before, or zeros |
-//!             4 KiB    each a multiple of 4 KiB
+//! segment = | header, zeros to 4 KiB | group | group | ... | what was there before, or zeros |
 //! group   = | header | record | record | ... | zeros to 4 KiB |
-//!             72 bytes
 //! record  = | kind u8 | flags u8 | zero u16 | body_bytes u32 | body |
 //!
 //! Segment header:
@@ -282,7 +280,7 @@ pub struct Group<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// Reads and checks the group at the front of `image`, which must say that it stands at `place`.
+    /// Reads and checks the group at the front of `image`; it must say that it stands at `place`.
     ///
     /// # Errors
     /// Why there is none.

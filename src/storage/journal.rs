@@ -15,10 +15,11 @@
 //!
 //! - What is synced is synced with all before it. A write that asks the device to keep it keeps
 //!   itself only, so behind a group that was not synced the whole file is synced instead.
-//! - A segment is opened when all before it is synced, and its header says where that ended. So only
-//!   the last segment may hold what a crash takes away.
+//! - A segment is opened when all before it is synced, and its header says where that ended. So
+//!   only the last segment may hold what a crash takes away.
 //! - A segment is written over when a later header, itself synced, says that it is not needed.
-//! - After a write or sync that failed nothing is written any more: nobody knows what the device has.
+//! - After a write or sync that failed nothing is written any more: nobody knows what the device
+//!   has.
 
 mod spares;
 

@@ -7,28 +7,28 @@
 //! Replay::finish -> Recovered            where the log ends; what Journal::open goes on with
 //! ```
 //!
-//! One group is in flight at a time, so what is not whole and has a whole group of the log behind it
-//! is damage: it is reported, and reading goes on at the next page that has one. What has none is
-//! the torn tail of a write that was never confirmed. Sequences tell how many groups are lost.
+//! One group is in flight at a time, so what is not whole and has a whole group of the log behind
+//! it is damage: it is reported, and reading goes on at the next page that has one. What has none
+//! is the torn tail of a write that was never confirmed. Sequences tell how many groups are lost.
 //!
 //! What is found of a segment, and what it is then:
 //!
 //! ```text
 //! header    groups that name it         so
-//! --------  --------------------------  ----------------------------------------------------------
+//! --------  --------------------------  --------------------------------------------------------
 //! whole     any                         a segment; its header says where the log ended before it
 //! not       some                        a segment, damaged; the log ended before its first group
 //! not       none; zeros behind it       a spare: made and not used yet
 //! not       none; something else        not known: left alone
 //! of another store, or version          nothing is read at all: it is an error
 //!
-//! segment (in order of epoch and sequence)                                  is
-//! ------------------------------------------------------------------------  -----------------------
-//! the last                                                                  live, whatever it holds
-//! a later one says that the log ended before it began, or that it is empty  spare
-//! its groups are all before what the last header says is needed             spare
-//! any other                                                                 live, up to the sequence
-//!                                                                           where a later one begins
+//! segment (in order of epoch and sequence)                       is
+//! -------------------------------------------------------------  ---------------------------------
+//! the last                                                       live, whatever it holds
+//! it begins where a later one begins, or behind that: it has     spare
+//! nothing of the log
+//! its groups are all before what the last header says is needed  spare
+//! any other                                                      live, up to where a later begins
 //! ```
 
 use crate::format::journal::{Group, GroupPlace, JournalError, LogEnd, SegmentHeader, StoreId};
@@ -86,7 +86,7 @@ pub struct Recovered {
     pub needed: u64,
     /// The segments of the log, oldest first.
     pub live: Vec<LiveSegment>,
-    /// Files whose content is not needed. The caller takes those out that are shorter than a segment.
+    /// Files whose content is not needed. The caller takes those out that are too short for one.
     pub spares: Vec<u32>,
     /// Files of which nobody knows what they are. They are left alone.
     pub unknown: Vec<u32>,
