@@ -324,6 +324,7 @@ impl Journal {
                 self.progress.written += 1;
                 if sync {
                     self.progress.synced = self.progress.written;
+                    self.sync_due = false;
                 }
             }
             (Ok(()), Step::Sync) => {

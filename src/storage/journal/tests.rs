@@ -143,6 +143,17 @@ fn a_sync_is_not_put_off_by_more_to_write() {
 }
 
 #[test]
+fn a_sync_that_is_wanted_of_what_is_being_synced_is_not_done_twice() {
+    let mut journal = opened();
+    append(&mut journal, 1, true).unwrap();
+    let write = journal.poll_request().unwrap();
+    journal.sync();
+    journal.handle_completed(tag(&write), Ok(()));
+    append(&mut journal, 1, false).unwrap();
+    assert_eq!(run(&mut journal, ""), ["write 0 2+1"]);
+}
+
+#[test]
 fn a_segment_is_opened_when_all_before_it_is_synced() {
     let mut journal = opened();
     append(&mut journal, 3, false).unwrap();
