@@ -2,7 +2,7 @@
 
 use super::super::{JournalRequest, LiveSegment};
 use crate::base::prng::Prng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 
 const BLOCK: usize = 4096;
@@ -45,6 +45,7 @@ pub struct Disk {
     files: BTreeMap<u32, File>,
     pub under_way: Vec<JournalRequest>,
     dice: Prng,
+    flipped: BTreeSet<(u32, usize)>,
 }
 
 fn put(image: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
@@ -54,7 +55,8 @@ fn put(image: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
 
 impl Disk {
     pub fn new(seed: u64) -> Disk {
-        Disk { files: BTreeMap::new(), under_way: vec![], dice: Prng::new(seed) }
+        let (files, flipped) = (BTreeMap::new(), BTreeSet::new());
+        Disk { files, under_way: vec![], dice: Prng::new(seed), flipped }
     }
 
     pub fn submit(&mut self, request: JournalRequest) {
@@ -123,13 +125,15 @@ impl Disk {
         }
     }
 
-    /// Flips a bit of one of the files in which the log is.
+    /// Flips a bit of one of the files in which the log is. None flips back: what is lost stays so.
     pub fn flip(&mut self, segments: &[LiveSegment], at: usize) {
         let Some(segment) = segments.get(at % segments.len().max(1)) else { return };
         let file = self.files.get_mut(&segment.file).unwrap();
         let image = file.image();
         let (at, bit) = (at / 64 % image.len(), at % 8);
-        file.keep(at, &[image[at] ^ (1 << bit)]);
+        if self.flipped.insert((segment.file, at)) {
+            file.keep(at, &[image[at] ^ (1 << bit)]);
+        }
     }
 
     /// All files, in some order.
