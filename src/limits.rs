@@ -238,6 +238,11 @@ pub const MOVE_KEYS_MAX: usize = 65_536;
 pub const DEAD_LETTER_HOPS_MAX: u32 = 16;
 /// Messages that one redrive request moves.
 pub const REDRIVE_COUNT_MAX: u32 = 1000;
+/// A producer that was blocked tries again after so long, in case the UNBLOCKED frame is lost on it,
+/// or memory ran out in the middle of a large message, behind which no BLOCKED comes.
+pub const BLOCK_RETRY_MS: u32 = 1000;
+/// A rejected publish may be tried again after so long.
+pub const REJECT_RETRY_MS: u32 = 100;
 /// Messages that one redrive request looks at.
 pub const REDRIVE_SCAN_MAX: u32 = 10_000;
 /// A redrive whose target has no memory for a message tries it again after so long.
@@ -355,6 +360,8 @@ const _: () = {
     assert!(UNSENT_BYTES_SOFT + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX < UNSENT_BYTES_MAX);
     assert!(MESSAGE_BYTES_DEFAULT <= MESSAGE_BYTES_MAX);
     assert!(MESSAGE_BYTES_MAX < u32::MAX as usize);
+    // A client tells by this what is to be sent again from what was rejected.
+    assert!(REJECT_RETRY_MS < BLOCK_RETRY_MS);
     assert!(REDRIVE_RETRY_MS > 0 && REDRIVE_RETRY_MS < REDRIVE_WAIT_MS_MAX);
     assert!(MEMORY_RESERVE_BYTES < MEMORY_LIMIT_BYTES_MIN);
     assert!(MEMORY_RESERVE_BYTES >= SLAB_BYTES);

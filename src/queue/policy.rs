@@ -123,10 +123,7 @@ pub struct Block {
     pub needed_bytes: usize,
 }
 
-/// Resume a blocked producer's attempts after so long, in case the UNBLOCKED frame is lost on it.
-pub const BLOCK_RETRY_MS: u32 = 1000;
-/// A rejected publish may be tried again after so long.
-pub const REJECT_RETRY_MS: u32 = 100;
+pub use crate::limits::{BLOCK_RETRY_MS, REJECT_RETRY_MS};
 
 /// Whether `name` may name a queue of a user: 1 to 200 of `A-Z a-z 0-9 . _ - :`, not the system's.
 pub fn is_name(name: &str) -> bool {

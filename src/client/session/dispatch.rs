@@ -5,7 +5,7 @@ use super::producer::{Hold, Nonsense, Phase};
 use super::{Event, Pending, Run, Session, Slot, State};
 use crate::base::time::Mono;
 use crate::client::{BrokerError, LostReason};
-use crate::limits::PREAMBLE_BYTES;
+use crate::limits::{BLOCK_RETRY_MS, PREAMBLE_BYTES};
 use crate::protocol::control::Answer;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::{self, FrameHeader, Opcode};
@@ -140,13 +140,18 @@ impl Session {
     }
 
     /// The broker has answered a ping behind a refusal and did not say BLOCKED: the queue rejects,
-    /// and that is the answer to the batch.
-    fn on_not_blocked(&mut self, _now: Mono, handle: u32) {
+    /// and that is the answer to the batch. But where it asks for the patience of a queue that
+    /// blocks, memory ran out in the middle of a large message, which is then sent again.
+    fn on_not_blocked(&mut self, now: Mono, handle: u32) {
         let Some(Some(Slot::Producer(producer))) = self.slots.get_mut(handle as usize - 1) else {
             return;
         };
         let Hold::Asking(error) = &producer.hold else { return };
         let error = error.clone();
+        if error.retry_after.is_some_and(|after| after.as_millis() >= u128::from(BLOCK_RETRY_MS)) {
+            producer.hold = producer.retry_at(now, &error);
+            return;
+        }
         producer.hold = Hold::Nothing;
         if let Some((first, last)) = producer.reject_front() {
             self.events.push_back(Event::PublishFailed { handle, first, last, error });

@@ -8,7 +8,7 @@ use super::*;
 use crate::client::ErrorCode;
 use crate::format::batch::{Batch, FRAGMENT};
 use crate::format::record;
-use crate::limits::{FRAME_HEADER_BYTES, MIB, PREAMBLE_BYTES};
+use crate::limits::{BLOCK_RETRY_MS, FRAME_HEADER_BYTES, MIB, PREAMBLE_BYTES};
 use crate::protocol::control::Answer;
 use crate::protocol::frame::FrameHeader;
 use crate::protocol::hot::{
@@ -355,6 +355,23 @@ fn a_queue_that_blocks_resumes_when_it_unblocks() {
         assert_eq!(script.event(), Event::Unblocked { handle });
         assert_eq!(script.batches(), [(5, 1, bodies(&[b"a", b"b"]))]);
     }
+}
+
+#[test]
+fn what_found_no_room_in_a_queue_that_does_not_block_for_it_is_sent_again_in_time() {
+    let mut script = Script::connected();
+    let handle = script.producer(MIB as u64);
+    script.publish(handle, &[b"a"]);
+    script.batches();
+    script.refuse(handle, ErrorCode::MemoryLimit, 1, BLOCK_RETRY_MS);
+    let ping = script.sent();
+    script.frame(Opcode::Pong, 0, ping[0].0.correlation, &[]);
+    script.no_event();
+    let after_ms = u64::from(BLOCK_RETRY_MS);
+    script.session.handle_timeout(NOW.plus_ms(after_ms - 1));
+    assert!(script.batches().is_empty());
+    script.session.handle_timeout(NOW.plus_ms(after_ms));
+    assert_eq!(script.batches(), [(5, 1, bodies(&[b"a"]))]);
 }
 
 #[test]
