@@ -238,7 +238,7 @@ pub const MOVE_KEYS_MAX: usize = 65_536;
 pub const DEAD_LETTER_HOPS_MAX: u32 = 16;
 /// Messages that one redrive request moves.
 pub const REDRIVE_COUNT_MAX: u32 = 1000;
-/// A producer that was blocked tries again after so long, in case the UNBLOCKED frame is lost on it,
+/// A producer that was blocked tries again after so long, in case UNBLOCKED is lost on its way,
 /// or memory ran out in the middle of a large message, behind which no BLOCKED comes.
 pub const BLOCK_RETRY_MS: u32 = 1000;
 /// A rejected publish may be tried again after so long.
