@@ -133,7 +133,10 @@ fn a_connection_over_the_limit_is_refused_by_name() {
     assert!(text.contains("connections_max, 2"), "{text}");
     witness.is_served();
     drop(other);
-    // Served after the end of the other was seen, this one's or the next's.
-    witness.is_served();
-    Peer::open(broker.address);
+    // The end of the other is seen by its own shard, which may not be the witness's.
+    let opens = (0..10_000).any(|_| {
+        witness.is_served();
+        Peer::try_open(broker.address).is_ok()
+    });
+    assert!(opens, "the place stays taken");
 }

@@ -29,13 +29,17 @@ impl Peer {
 
     /// Connected, and the hello is answered.
     pub fn open(address: SocketAddr) -> Peer {
+        Peer::try_open(address).unwrap_or_else(|refused| panic!("{refused:?}"))
+    }
+
+    /// The same, or what the broker answered instead.
+    pub fn try_open(address: SocketAddr) -> Result<Peer, Vec<u8>> {
         let mut peer = Peer::connect(address);
         peer.stream.write_all(&preamble(VERSION)).unwrap();
         peer.send_hello(None);
         assert_eq!(peer.read_preamble(), Some(VERSION));
         let (header, payload) = peer.read_frame().expect("an answer to the hello");
-        assert_eq!(header.opcode, Opcode::HelloOk as u8, "{payload:?}");
-        peer
+        if header.opcode == Opcode::HelloOk as u8 { Ok(peer) } else { Err(payload) }
     }
 
     pub fn send_hello(&mut self, token: Option<&str>) {
