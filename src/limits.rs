@@ -122,6 +122,8 @@ pub const JOURNAL_GROUP_BYTES_MAX: usize = MIB;
 pub const JOURNAL_GROUP_HEADER_BYTES: usize = 72;
 /// In front of a record's body.
 pub const JOURNAL_RECORD_HEADER_BYTES: usize = 8;
+/// Ranges, failures, producers or moves in one record.
+pub const JOURNAL_RANGES_MAX: usize = 4096;
 /// Zeros that are written at a time into a segment that is made.
 pub const JOURNAL_PREWRITE_BYTES: usize = MIB;
 

@@ -5,6 +5,7 @@ use crate::base::chunk_pool::{ChunkPool, SlabSource};
 use crate::base::deadlines::Deadlines;
 use crate::base::slot_map::{Key, SlotMap};
 use crate::base::time::{Mono, Now};
+use crate::format::change::MoveName;
 use crate::io::Socket;
 use crate::limits::{
     FRAME_HEADER_BYTES, HANDLES_MAX, READ_AHEAD_CHUNKS_MIN, UNSENT_BYTES_MAX, UNSENT_BYTES_SOFT,
@@ -16,6 +17,7 @@ use crate::protocol::wire;
 use crate::queue::Queue;
 use crate::queue::counters::Counters;
 use crate::queue::memory::{Account, Budget, Memory};
+use crate::queue::moved::{MoveKey, TRANSIENT_STORES};
 use crate::shard::ShardConfig;
 use crate::shard::connection::{Connection, Place, Stage, Target, error_body};
 use crate::shard::deliver::flush_later;
@@ -62,6 +64,10 @@ pub(super) struct QueueSlot {
     pub refilling: bool,
     /// Chunks that it reads ahead.
     pub read_ahead: u32,
+    /// Of a durable queue: the store that keeps it.
+    pub store: Option<u32>,
+    /// In the store's list of queues that have something to tell the journal.
+    pub journaling: bool,
 }
 
 impl QueueSlot {
@@ -77,7 +83,18 @@ impl QueueSlot {
             tail_rank: 0,
             refilling: false,
             read_ahead: READ_AHEAD_CHUNKS_MIN,
+            store: None,
+            journaling: false,
         }
+    }
+
+    /// Names a move of one of its messages, for the shard that has it under `queue`.
+    pub fn move_key(&self, shard: u32, queue: Key, subscription: Key, sequence: u64) -> MoveKey {
+        let number = self.queue.subscription(subscription).map_or(0, |found| found.number());
+        let store = self.store.unwrap_or(TRANSIENT_STORES + shard);
+        let name =
+            MoveName { store, queue: self.queue.number(), subscription: number, sequence };
+        MoveKey { name, shard, queue, subscription }
     }
 }
 

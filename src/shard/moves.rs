@@ -80,7 +80,7 @@ impl Core {
             let target = slot.queue.dead_letter_name(out.subscription);
             let makes_target = slot.queue.makes_dead_letter(out.subscription);
             let (subscription, sequence) = (out.subscription, out.run.sequence);
-            let key = MoveKey { shard: self.config.shard, queue, subscription, sequence };
+            let key = slot.move_key(self.config.shard, queue, subscription, sequence);
             let record_max = self.memory.record_content_bytes_max();
             let made = match dead_letter(&mut slot.queue, &out, record_max) {
                 Ok(message) => message.ok_or(HOPS_REASON),
@@ -197,7 +197,7 @@ impl Core {
 
     fn settle_move(&mut self, target: Key, key: MoveKey) {
         if let Some(slot) = self.queues.at_mut(target) {
-            slot.queue.settle_move(key, &mut self.memory);
+            slot.queue.settle_move(key.name, &mut self.memory);
         }
     }
 
@@ -205,7 +205,7 @@ impl Core {
     fn note_moved(&mut self, key: MoveKey, outcome: Result<(), &'static str>, now: Now) {
         let Some(slot) = self.queues.at_mut(key.queue) else { return };
         let (subscription, memory) = (key.subscription, &mut self.memory);
-        slot.queue.handle_moved(subscription, key.sequence, outcome, now, memory);
+        slot.queue.handle_moved(subscription, key.name.sequence, outcome, now, memory);
         self.activate(key.queue);
     }
 
