@@ -124,6 +124,9 @@ pub const JOURNAL_GROUP_HEADER_BYTES: usize = 72;
 pub const JOURNAL_RECORD_HEADER_BYTES: usize = 8;
 /// Ranges, failures, producers or moves in one record.
 pub const JOURNAL_RANGES_MAX: usize = 4096;
+/// The body of a record that fits a group.
+pub const JOURNAL_BODY_BYTES_MAX: usize =
+    JOURNAL_GROUP_BYTES_MAX - JOURNAL_GROUP_HEADER_BYTES - JOURNAL_RECORD_HEADER_BYTES;
 /// Zeros that are written at a time into a segment that is made.
 pub const JOURNAL_PREWRITE_BYTES: usize = MIB;
 
@@ -334,10 +337,9 @@ const _: () = {
     assert!(JOURNAL_GROUP_BYTES_MAX.is_multiple_of(DISK_ALIGN_BYTES));
     assert!(DISK_ALIGN_BYTES + JOURNAL_GROUP_BYTES_MAX <= JOURNAL_SEGMENT_BYTES);
     assert!(JOURNAL_SEGMENT_BYTES.is_multiple_of(JOURNAL_PREWRITE_BYTES));
-    assert!(
-        JOURNAL_GROUP_HEADER_BYTES + JOURNAL_RECORD_HEADER_BYTES + BATCH_BYTES_MAX
-            <= JOURNAL_GROUP_BYTES_MAX
-    );
+    // The head of a published record, and of a list; a failure is the largest entry.
+    assert!(64 + BATCH_BYTES_MAX <= JOURNAL_BODY_BYTES_MAX);
+    assert!(16 + JOURNAL_RANGES_MAX * 48 <= JOURNAL_BODY_BYTES_MAX);
     assert!(BATCH_WIRE_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(DELIVER_HEADER_BYTES + BATCH_RECORDS_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(PROPERTIES_BYTES_MAX + RECORD_HEADER_BYTES < BATCH_RECORDS_BYTES_MAX);

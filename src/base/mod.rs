@@ -11,6 +11,8 @@ pub mod deadlines;
 pub mod mailbox;
 pub mod prng;
 #[cfg(feature = "server")]
+pub mod range_set;
+#[cfg(feature = "server")]
 pub mod slot_map;
 #[cfg(feature = "server")]
 pub mod sync;

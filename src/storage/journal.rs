@@ -24,11 +24,12 @@
 mod spares;
 
 use crate::format::journal::{
-    GroupPlace, LogEnd, Record, SegmentHeader, StoreId, group_image_bytes, seal_group,
+    GroupPlace, LogEnd, RecordKind, SegmentHeader, StoreId, encode_record, group_image_bytes,
+    seal_group,
 };
 use crate::limits::{
     DISK_ALIGN_BYTES, JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_HEADER_BYTES, JOURNAL_PREWRITE_BYTES,
-    JOURNAL_SEGMENT_BYTES,
+    JOURNAL_RECORD_HEADER_BYTES, JOURNAL_SEGMENT_BYTES,
 };
 use crate::storage::replay::Recovered;
 use spares::Spares;
@@ -248,24 +249,32 @@ impl Journal {
         }
     }
 
-    /// Takes a record; the answer is the sequence of the group that it will be in. With
-    /// `wants_synced` that group, with all before it, is synced as soon as it is written.
+    /// Takes a record, whose body is all of the parts; the answer is the sequence of the group that
+    /// it will be in. With `wants_synced` that group, with all before it, is synced as soon as it is
+    /// written.
     ///
     /// # Errors
     /// If it is to be tried again later, or never.
     ///
     /// # Panics
     /// If the record does not fit an empty group.
-    pub fn append(&mut self, record: Record<'_>, wants_synced: bool) -> Result<u64, AppendError> {
+    pub fn append(
+        &mut self,
+        kind: RecordKind,
+        flags: u8,
+        body: &[&[u8]],
+        wants_synced: bool,
+    ) -> Result<u64, AppendError> {
         if let Some(poison) = self.poison {
             return Err(AppendError::Poisoned(poison));
         }
-        let bytes = record.encoded_bytes();
+        let body_bytes: usize = body.iter().map(|part| part.len()).sum();
+        let bytes = JOURNAL_RECORD_HEADER_BYTES + body_bytes;
         assert!(JOURNAL_GROUP_HEADER_BYTES + bytes <= self.shape.group_bytes_max);
         if self.gathering.image.len() + bytes > self.shape.group_bytes_max {
             return Err(AppendError::Full);
         }
-        record.encode(&mut self.gathering.image);
+        encode_record(kind as u8, flags, body, &mut self.gathering.image);
         self.gathering.record_count += 1;
         self.gathering.wants_synced |= wants_synced;
         Ok(self.next_group)

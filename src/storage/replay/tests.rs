@@ -1,7 +1,7 @@
 //! The tables of the module, row by row, over segments that are made by hand.
 
 use super::*;
-use crate::format::journal::{Record, seal_group};
+use crate::format::journal::{encode_record, seal_group};
 use crate::limits::{JOURNAL_GROUP_HEADER_BYTES, JOURNAL_SEGMENT_HEADER_BYTES};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -17,7 +17,7 @@ fn segment(at: (u64, u64), end: (u64, u64, u64), needed: u64, groups: &[(u64, u6
     for (page, &(group, synced)) in (1..).zip(groups) {
         let mut bytes = vec![0; JOURNAL_GROUP_HEADER_BYTES];
         let body = group.to_le_bytes();
-        Record { kind: 1, flags: 0, body: &body }.encode(&mut bytes);
+        encode_record(1, 0, &[&body], &mut bytes);
         seal_group(
             &mut bytes,
             &GroupPlace { store: STORE, epoch, segment, page },
