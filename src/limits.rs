@@ -20,8 +20,8 @@ pub const CHUNK_HEADER_BYTES: usize = 64;
 pub const DISK_ALIGN_BYTES: usize = 4 * KIB;
 /// Requests under way on one disk.
 pub const DISK_DEPTH: usize = 64;
-/// Files that one disk has open.
-pub const DISK_FILES_MAX: usize = 16;
+/// Files that one disk has open at a time.
+pub const DISK_FILES_MAX: usize = 256;
 /// Times in a row that a request which the system did not try is given to it again.
 pub const DISK_RETRIES_MAX: u32 = 1000;
 /// Chunk images in one write: as many of the smallest as fill the largest chunk.

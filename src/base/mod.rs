@@ -9,6 +9,8 @@ pub mod copy;
 pub mod deadlines;
 #[cfg(feature = "server")]
 pub mod mailbox;
+#[cfg(feature = "server")]
+pub mod pages;
 pub mod prng;
 #[cfg(feature = "server")]
 pub mod range_set;

@@ -560,7 +560,7 @@ impl Core {
                 self.answer_trims();
             }
             // Nothing is synced: what is spilled is worth nothing to the next run.
-            DiskCompletion::Synced { .. } => {}
+            DiskCompletion::Synced { .. } | DiskCompletion::WrotePages { .. } => {}
         }
     }
 

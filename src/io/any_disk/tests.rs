@@ -93,6 +93,7 @@ impl Bench {
             | DiskCompletion::Synced { tag, result }
             | DiskCompletion::Allocated { tag, result }
             | DiskCompletion::Released { tag, result } => (tag, result),
+            DiskCompletion::WrotePages { tag, result, .. } => (tag, result),
             DiskCompletion::Read { .. } => panic!("no read is under way"),
         };
         assert_eq!(tag, expected_tag);

@@ -1,11 +1,11 @@
 //! The requests of a ring without the ring: which are to be started, and what an answer of the
 //! system means for one.
 
-use crate::io::disk_file::allocated_as_written;
-use crate::io::disk_table::{DiskTable, Step, Work};
+use crate::io::disk_file::{allocated_as_written, refuses_dsync};
+use crate::io::disk_table::{DiskTable, Keep, Step, Work};
 use crate::io::{DiskCompletion, DiskRequest, FileId};
 use crate::limits::DISK_RETRIES_MAX;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::Error;
 
 /// A request by its entry in the table.
@@ -25,6 +25,8 @@ pub(super) struct Requests {
     running: Vec<Option<Running>>,
     waiting: VecDeque<usize>,
     started: usize,
+    /// Files that refused a write that is to keep itself: a sync follows each of them instead.
+    refuse_dsync: BTreeSet<FileId>,
 }
 
 impl Requests {
@@ -35,6 +37,7 @@ impl Requests {
             running: (0..depth).map(|_| None).collect(),
             waiting: VecDeque::with_capacity(depth),
             started: 0,
+            refuse_dsync: BTreeSet::new(),
         }
     }
 
@@ -44,10 +47,21 @@ impl Requests {
         request: DiskRequest,
         is_direct: impl Fn(FileId) -> bool,
     ) -> Result<(), DiskRequest> {
-        let (entry, file, work) = self.table.begin(request)?;
+        let (entry, file, mut work) = self.table.begin(request)?;
+        if let Work::Write(_, keep @ Keep::ByWrite) = &mut work
+            && self.refuse_dsync.contains(&file)
+        {
+            *keep = Keep::BySync;
+        }
         self.running[entry] = Some(Running { file, direct: is_direct(file), work, retries: 0 });
         self.waiting.push_back(entry);
         Ok(())
+    }
+
+    /// A file was closed, on which nothing is under way; its number may come to mean another.
+    pub(super) fn forget(&mut self, file: FileId) {
+        assert!(self.running.iter().flatten().all(|running| running.file != file), "closed in use");
+        self.refuse_dsync.remove(&file);
     }
 
     /// The next request to start: it counts as started now.
@@ -70,6 +84,9 @@ impl Requests {
         let running = self.running[entry].as_mut().expect("what was started has not ended");
         match running.step(answer) {
             Step::More => {
+                if let Work::Write(_, Keep::BySync) = running.work {
+                    self.refuse_dsync.insert(running.file);
+                }
                 self.waiting.push_back(entry);
                 None
             }
@@ -86,7 +103,14 @@ impl Running {
         let Ok(bytes) = usize::try_from(answer) else { return self.failed(-answer) };
         self.retries = 0;
         match &mut self.work {
-            Work::Write(transfer) => transfer.handle_written(bytes, self.direct),
+            Work::Write(transfer, keep) => {
+                let step = transfer.handle_written(bytes, self.direct);
+                if *keep == Keep::BySync && matches!(step, Step::Ended(Ok(_))) {
+                    self.work = Work::Sync;
+                    return Step::More;
+                }
+                step
+            }
             Work::Read(transfer) => transfer.handle_read(bytes, self.direct),
             Work::Sync | Work::Allocate(_) | Work::Release(_) => Step::Ended(Ok(0)),
         }
@@ -99,10 +123,14 @@ impl Running {
             self.retries += 1;
             return Step::More;
         }
-        let error = Error::from_raw_os_error(errno).kind();
-        match self.work {
-            Work::Allocate(_) => Step::Ended(allocated_as_written(error)),
-            _ => Step::Ended(Err(error)),
+        let error = Error::from_raw_os_error(errno);
+        match &mut self.work {
+            Work::Write(_, keep @ Keep::ByWrite) if refuses_dsync(&error) => {
+                *keep = Keep::BySync;
+                Step::More
+            }
+            Work::Allocate(_) => Step::Ended(allocated_as_written(error.kind())),
+            _ => Step::Ended(Err(error.kind())),
         }
     }
 }
@@ -146,7 +174,7 @@ mod tests {
     /// Where the next request to start begins, and how many bytes it has left.
     fn start(requests: &mut Requests) -> (usize, u64, usize) {
         match requests.start() {
-            Some((entry, FILE, Work::Write(transfer) | Work::Read(transfer))) => {
+            Some((entry, FILE, Work::Write(transfer, _) | Work::Read(transfer))) => {
                 let left = transfer.parts().iter().map(|part| part.iov_len).sum();
                 (entry, transfer.offset(), left)
             }
