@@ -127,6 +127,10 @@ pub const JOURNAL_RANGES_MAX: usize = 4096;
 /// The body of a record that fits a group.
 pub const JOURNAL_BODY_BYTES_MAX: usize =
     JOURNAL_GROUP_BYTES_MAX - JOURNAL_GROUP_HEADER_BYTES - JOURNAL_RECORD_HEADER_BYTES;
+/// Durable queues that are told anew in one tick, while a round is under way.
+pub const CARRY_QUEUES_PER_TICK: usize = 64;
+/// Times that a recovery waits a millisecond for the disk to make room for one batch.
+pub const RESTORE_WAITS_MAX: u32 = 60_000;
 /// Zeros that are written at a time into a segment that is made.
 pub const JOURNAL_PREWRITE_BYTES: usize = MIB;
 

@@ -287,7 +287,7 @@ impl Log {
     }
 
     /// The batch that was appended last, of so many bytes with its prefix.
-    pub(super) fn last_batch(&self, bytes: usize) -> Appended {
+    pub(super) fn last_batch(&self, bytes: usize, record_count: u32) -> Appended {
         let writer = self.writer.as_ref().expect("a batch was appended there");
         let end = writer.filled_bytes();
         Appended {
@@ -295,6 +295,7 @@ impl Log {
             range: end - bytes..end,
             fragment: None,
             moved: None,
+            first_sequence: self.next_sequence - u64::from(record_count),
             end_sequence: self.next_sequence,
         }
     }

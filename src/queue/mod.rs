@@ -33,7 +33,7 @@ mod publish;
 mod pulls;
 mod settle;
 mod skips;
-mod restore;
+pub mod restore;
 pub mod spill;
 pub mod subscription;
 mod subscriptions;

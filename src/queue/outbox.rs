@@ -46,6 +46,8 @@ pub struct Appended {
     pub fragment: Option<FragmentOf>,
     /// The move that brought one of the messages; of a large one beside its last fragment.
     pub moved: Option<MoveName>,
+    /// Sequence of the first message.
+    pub first_sequence: u64,
     /// One past the sequence of the last message.
     pub end_sequence: u64,
 }

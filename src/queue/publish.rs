@@ -121,6 +121,18 @@ impl Queue {
         self.refuse_whole(key, front, payload_bytes, refused)
     }
 
+    /// Refuses a publish because what it says could not be kept.
+    pub fn refuse_unkept(
+        &mut self,
+        key: Key,
+        payload: &[u8],
+        code: ErrorCode,
+        text: String,
+    ) -> Option<Refusal> {
+        let refused = Refused { retry_after_ms: BLOCK_RETRY_MS, ..Refused::new(code, text) };
+        self.refuse_whole(key, payload, payload.len() as u32, refused)
+    }
+
     /// Refuses a publish because the broker is going down.
     pub fn refuse_draining(
         &mut self,
@@ -472,7 +484,7 @@ impl Queue {
     ) -> Result<(), MemoryFull> {
         self.log.append(wire, count, self.holders(only), accepted_us, memory)?;
         if let Some(outbox) = &mut self.outbox {
-            outbox.note_appended(self.log.last_batch(BATCH_PREFIX_BYTES + wire.len()));
+            outbox.note_appended(self.log.last_batch(BATCH_PREFIX_BYTES + wire.len(), count));
         }
         self.note_appended(u64::from(count), bytes, only, memory);
         Ok(())
@@ -645,6 +657,7 @@ fn fragments(chunks: &[ChunkWriter], sequence: u64) -> impl Iterator<Item = Appe
         range,
         fragment: Some(FragmentOf { sequence, nth, count }),
         moved: None,
+        first_sequence: sequence,
         // Only with the last of them the message is there.
         end_sequence: sequence + u64::from(nth + 1 == count),
     })

@@ -8,6 +8,7 @@
 //! is on its way before its confirm is.
 
 pub mod connection;
+mod carry;
 mod control;
 mod core;
 mod crossing;
@@ -21,6 +22,7 @@ mod options;
 pub mod outbound;
 pub mod post;
 mod queues;
+pub mod recover;
 mod redrive;
 mod refill;
 mod remote;
@@ -28,6 +30,7 @@ pub mod report;
 pub mod router;
 mod settle;
 mod spill;
+pub(crate) mod store;
 mod subscriptions;
 mod timers;
 mod waiting;
@@ -50,6 +53,7 @@ use crate::storage::spill::{DiskBudget, SpillShape, SpillState, SpillStats};
 use mailbox::{Command, Commands};
 use post::{Office, Post};
 use remote::Session;
+use store::{JournalAsks, journal_name};
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -62,6 +66,8 @@ pub struct ShardConfig {
     pub shard: u32,
     /// Shards in all.
     pub shards: u32,
+    /// Stores of the data directory, of all shards.
+    pub stores: u32,
     /// Bytes that the shard may use, over 16 MiB in production.
     pub memory_limit_bytes: u64,
     /// Of these, bytes that chunks may not use.
@@ -102,6 +108,7 @@ impl ShardConfig {
         ShardConfig {
             shard: 0,
             shards: 1,
+            stores: 1,
             memory_limit_bytes,
             memory_reserve_bytes: limits::MEMORY_RESERVE_BYTES as u64,
             message_bytes_max: limits::MESSAGE_BYTES_DEFAULT as u64,
@@ -436,6 +443,7 @@ impl<W: World> Shard<W> {
 
     /// What goes to disk and what comes back is planned and handed to the system, all at once.
     fn spill(&mut self) {
+        self.write_journals();
         let disk = &mut self.disk;
         self.core.plan_disk(|| disk.free_bytes());
         while let Some(request) = self.core.poll_disk_request() {
@@ -445,6 +453,27 @@ impl<W: World> Shard<W> {
             }
         }
         disk.flush();
+    }
+
+    /// What changed in durable queues goes to their journals.
+    fn write_journals(&mut self) {
+        self.core.tell_journals();
+        while let Some(asked) = self.core.poll_journal() {
+            match asked {
+                JournalAsks::Make { store, number, tag, file } => {
+                    let opened = self.disk.open(&journal_name(number, file));
+                    let made = opened.and_then(|id| self.disk.cut(id, 0).map(|()| id));
+                    let made = made.map_err(|error| error.kind());
+                    self.core.handle_made(store, tag, file, made);
+                }
+                JournalAsks::Request(request) => {
+                    if let Err(request) = self.disk.submit(request) {
+                        self.core.return_journal_request(request);
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     fn accept(&mut self, now: Now) {

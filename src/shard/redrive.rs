@@ -291,7 +291,8 @@ impl Core {
         job.out.push(sequence);
         *budget = budget.saturating_sub(message.bytes());
         let key = slot.move_key(self.config.shard, job.queue, subscription, sequence);
-        self.send_move(Move { key, target, makes_target: false, only, message }, now);
+        let (makes_target, durable) = (false, slot.queue.is_durable());
+        self.send_move(Move { key, target, makes_target, durable, only, message }, now);
         *budget > 0 && !self.redrive_waits()
     }
 

@@ -537,6 +537,15 @@ impl Core {
     /// Something on disk has ended.
     pub fn handle_disk(&mut self, completion: DiskCompletion) {
         let now = self.now.mono;
+        let completion = match completion {
+            DiskCompletion::WrotePages { tag, pages, result } => {
+                return self.handle_journal(tag, result, Some(pages));
+            }
+            DiskCompletion::Synced { tag, result } if is_of_journal(tag) => {
+                return self.handle_journal(tag, result, None);
+            }
+            other => other,
+        };
         self.spill.look = true;
         let Some(store) = self.spill.store() else { return };
         match completion {
