@@ -42,6 +42,7 @@
 //! from damage.
 
 use crate::base::checksum::crc32c;
+use crate::base::pages::Pages;
 use crate::format::{u16_at, u32_at, u64_at};
 use crate::limits::{
     DISK_ALIGN_BYTES, JOURNAL_BODY_BYTES_MAX, JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_HEADER_BYTES,
@@ -127,7 +128,7 @@ pub struct Record<'a> {
 ///
 /// # Panics
 /// If the kind is 0 or the body does not fit any group.
-pub fn encode_record(kind: u8, flags: u8, body: &[&[u8]], group: &mut Vec<u8>) {
+pub fn encode_record(kind: u8, flags: u8, body: &[&[u8]], group: &mut Pages) {
     let body_bytes: usize = body.iter().map(|part| part.len()).sum();
     assert!(kind != 0, "all-zero bytes are no record");
     assert!(body_bytes <= JOURNAL_BODY_BYTES_MAX, "a record fits a group");
@@ -206,9 +207,11 @@ pub struct SegmentHeader {
 }
 
 impl SegmentHeader {
-    /// The header as the one block that it fills.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut block = vec![0; DISK_ALIGN_BYTES];
+    /// Writes the header into `pages`, which then hold the one block that it fills.
+    pub fn encode(&self, pages: &mut Pages) {
+        pages.clear();
+        pages.resize(DISK_ALIGN_BYTES);
+        let block = pages.as_mut_slice();
         block[4..8].copy_from_slice(&SEGMENT_MAGIC.to_le_bytes());
         block[8..10].copy_from_slice(&VERSION.to_le_bytes());
         block[16..32].copy_from_slice(&self.store.0);
@@ -220,7 +223,6 @@ impl SegmentHeader {
         block[72..80].copy_from_slice(&self.needed.to_le_bytes());
         let crc = crc32c(&block[4..JOURNAL_SEGMENT_HEADER_BYTES]);
         block[0..4].copy_from_slice(&crc.to_le_bytes());
-        block
     }
 
     /// Reads and checks the header of a segment; what is behind it is not looked at.
@@ -364,21 +366,22 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Makes a group of `image`, which has room for the header and then the records: writes the header
+/// Makes a group of `pages`, which have room for the header and then the records: writes the header
 /// and pads with zeros.
 ///
 /// # Panics
 /// If there is no record, or more than a group may hold.
 pub fn seal_group(
-    image: &mut Vec<u8>,
+    pages: &mut Pages,
     place: &GroupPlace,
     group: u64,
     synced: u64,
     record_count: u32,
 ) {
-    let used = image.len();
+    let used = pages.len();
     assert!(used > JOURNAL_GROUP_HEADER_BYTES && used <= JOURNAL_GROUP_BYTES_MAX);
     assert!(synced < group && record_count > 0);
+    let image = pages.as_mut_slice();
     image[0..16].fill(0);
     image[4..8].copy_from_slice(&GROUP_MAGIC.to_le_bytes());
     image[8..10].copy_from_slice(&VERSION.to_le_bytes());
@@ -392,7 +395,7 @@ pub fn seal_group(
     image[68..72].copy_from_slice(&record_count.to_le_bytes());
     let crc = crc32c(&image[4..]);
     image[0..4].copy_from_slice(&crc.to_le_bytes());
-    image.resize(group_image_bytes(used), 0);
+    pages.pad();
 }
 
 /// Bytes on disk of a group whose header and records take `used` bytes.

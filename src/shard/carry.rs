@@ -79,7 +79,7 @@ fn oldest_body(bodies: &mut VecDeque<Body>, sequence: u64) -> Option<u64> {
 
 impl Core {
     /// Goes on with a round, or begins one: where enough was written since the last.
-    pub(super) fn carry(&mut self, index: usize) {
+    pub(super) fn go_on_with_round(&mut self, index: usize) {
         let store = self.stores.at(index);
         if !store.round.is_under_way && !store.begin_round() {
             return;

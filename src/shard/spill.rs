@@ -22,6 +22,7 @@ use crate::queue::memory::{Account, Overflow};
 use crate::queue::spill::Eviction;
 use crate::shard::ShardConfig;
 use crate::shard::core::{Core, QueueSlot};
+use crate::shard::store::is_of_journal;
 use crate::storage::spill::{
     DiskBudget, FullReason, SpillShape, SpillState, SpillStats, SpillStore, StoreRequest,
     WriteError, Written, error_text,

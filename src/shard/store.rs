@@ -447,7 +447,7 @@ impl Core {
             is_told = self.stores.list[index].append_backlog();
         }
         if is_told {
-            self.carry(index);
+            self.go_on_with_round(index);
             let store = &mut self.stores.list[index];
             is_told = store.append_backlog();
         }

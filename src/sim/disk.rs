@@ -241,6 +241,7 @@ fn file_of(request: &DiskRequest) -> FileId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::pages::Pages;
     use std::io::ErrorKind;
 
     fn disk() -> (Rc<Universe>, SimDisk, FileId) {
@@ -309,5 +310,70 @@ mod tests {
         let (offset, bytes) = (0, DISK_ALIGN_BYTES as u64);
         assert!(disk.submit(DiskRequest::Allocate { tag: 1, file, offset, bytes }).is_ok());
         drop(disk.submit(DiskRequest::Release { tag: 2, file, offset, bytes }));
+    }
+
+    const BLOCK: usize = DISK_ALIGN_BYTES;
+
+    fn write_pages(file: FileId, block: u64, fill: u8, sync: bool) -> DiskRequest {
+        let mut pages = Pages::default();
+        pages.extend_from_slice(&[fill; BLOCK]);
+        DiskRequest::WritePages { tag: 1, file, offset: block * BLOCK as u64, pages, sync }
+    }
+
+    /// Blocks, each by the number of its bytes that are `new`, after a crash in which two writes
+    /// had ended, the first synced and the second not, and two were under way.
+    fn after_a_crash(seed: u64, new: u8) -> [usize; 4] {
+        let universe = Universe::new(seed, false);
+        universe.device.borrow_mut().calm();
+        universe.device.borrow_mut().may_crash();
+        let mut disk = SimDisk::new(Rc::clone(&universe));
+        disk.depth_max = 4;
+        let file = disk.open("file").unwrap();
+        let mut end = |request| match outcome(&universe, &mut disk, request) {
+            DiskCompletion::WrotePages { tag: 1, result: Ok(()), pages } => {
+                assert_eq!(pages.len(), BLOCK);
+            }
+            _ => panic!("nothing fails here"),
+        };
+        // All of them are there before, and kept.
+        (0..4).for_each(|block| end(write_pages(file, block, 1, true)));
+        end(write_pages(file, 1, new, false));
+        end(write_pages(file, 0, new, true));
+        assert!(disk.submit(write_pages(file, 2, new, false)).is_ok());
+        assert!(disk.submit(write_pages(file, 3, new, true)).is_ok());
+        disk.flush();
+        universe.device.borrow_mut().crash(&universe);
+        let mut disk = SimDisk::new(Rc::clone(&universe));
+        assert_eq!(disk.names("fi").unwrap(), ["file"]);
+        let file = disk.open("file").unwrap();
+        let mut pages = Pages::zeroed(5 * BLOCK);
+        assert_eq!(disk.file_len(file).unwrap(), 4 * BLOCK as u64);
+        assert_eq!(disk.read_now(file, 0, pages.as_mut_slice()).unwrap(), 4 * BLOCK);
+        [0, 1, 2, 3].map(|nth| {
+            let block = &pages.as_slice()[nth * BLOCK..(nth + 1) * BLOCK];
+            assert!(block.iter().all(|byte| [1, new].contains(byte)));
+            block.iter().filter(|byte| **byte == new).count()
+        })
+    }
+
+    #[test]
+    fn a_synced_write_survives_every_crash_and_another_not_always() {
+        let all: Vec<[usize; 4]> = (0..200).map(|seed| after_a_crash(seed, 2)).collect();
+        assert!(all.iter().all(|blocks| blocks[0] == BLOCK));
+        // Of the others anything: they are there in part, as a whole or not at all.
+        for nth in 1..4 {
+            let torn = all.iter().filter(|blocks| (1..BLOCK).contains(&blocks[nth])).count();
+            assert!((20..=200).contains(&torn), "{nth}: {torn}");
+        }
+        let gone = |nth: usize| all.iter().filter(|blocks| blocks[nth] == 0).count();
+        assert!(gone(2) > 50 && gone(3) > 50, "a write under way may not have begun");
+    }
+
+    #[test]
+    #[should_panic(expected = "not open")]
+    fn a_closed_file_is_not_written_to() {
+        let (_universe, mut disk, file) = disk();
+        disk.close(file);
+        drop(disk.submit(DiskRequest::Sync { tag: 1, file }));
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::base::chunk_pool::PoolShape;
 use crate::limits::KIB;
-use crate::protocol::wire::{OnFull, QueueOptionsT};
+use crate::protocol::wire::{ConfirmAt, OnFull, QueueOptionsT};
 use crate::queue::policy::QueueBounds;
 use crate::shard::ShardConfig;
 use crate::shard::post::PostShape;
@@ -245,6 +245,7 @@ impl QueuePlan {
                 bytes_max,
                 on_full,
                 message_bytes_max,
+                confirm: ConfirmAt::Synced,
             },
             purged: lossy && universe.chance(400),
             deleted: lossy && universe.chance(300),

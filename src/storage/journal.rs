@@ -23,6 +23,7 @@
 
 mod spares;
 
+use crate::base::pages::Pages;
 use crate::format::journal::{
     GroupPlace, LogEnd, RecordKind, SegmentHeader, StoreId, encode_record, group_image_bytes,
     seal_group,
@@ -57,7 +58,7 @@ impl Default for JournalShape {
     }
 }
 
-/// Something to do on the journal's files, which have numbers.
+/// Something to do on the journal's files, which have numbers. What is in memory is whole pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JournalRequest {
     /// Makes a file, or empties the one that is there.
@@ -86,8 +87,8 @@ pub enum JournalRequest {
         file: u32,
         /// From the file's start.
         offset: u64,
-        /// What.
-        image: Vec<u8>,
+        /// What; wanted back with the outcome, for use again.
+        image: Pages,
         /// The device has to keep it before it counts as written (RWF_DSYNC, or a sync behind it).
         sync: bool,
     },
@@ -158,14 +159,16 @@ pub struct LiveSegment {
 
 /// The group that gathers: room for the header, and the records.
 struct Gathering {
-    image: Vec<u8>,
+    image: Pages,
     record_count: u32,
     wants_synced: bool,
 }
 
 impl Gathering {
-    fn new() -> Gathering {
-        let image = vec![0; JOURNAL_GROUP_HEADER_BYTES];
+    /// In memory that is free.
+    fn new(mut image: Pages) -> Gathering {
+        image.clear();
+        image.resize(JOURNAL_GROUP_HEADER_BYTES);
         Gathering { image, record_count: 0, wants_synced: false }
     }
 }
@@ -187,6 +190,9 @@ pub struct Journal {
     /// The group that a record appended now will be in.
     next_group: u64,
     gathering: Gathering,
+    /// While no request of the log is under way: what the next is written from. So two buffers,
+    /// each of a group at most, take turns.
+    free: Pages,
     /// Somebody waits for a sync of what was written without one.
     sync_due: bool,
     /// Oldest first; the last is written to.
@@ -232,7 +238,8 @@ impl Journal {
             shape,
             progress: Progress { written, synced },
             next_group: recovered.end.group,
-            gathering: Gathering::new(),
+            gathering: Gathering::new(Pages::default()),
+            free: Pages::default(),
             sync_due: false,
             segments: recovered.live.iter().copied().collect(),
             next_segment: recovered.end.segment + 1,
@@ -315,15 +322,24 @@ impl Journal {
         request
     }
 
-    /// A request has ended. Short writes count as failed.
+    /// A request has ended. Short writes count as failed. `image` is what a write was of, if that
+    /// came back: the journal then asks for no memory for another.
     ///
     /// # Panics
     /// If it is none that is under way.
-    pub fn handle_completed(&mut self, tag: u64, result: Result<(), ErrorKind>) -> Progress {
+    pub fn handle_completed(
+        &mut self,
+        tag: u64,
+        result: Result<(), ErrorKind>,
+        image: Option<Pages>,
+    ) -> Progress {
         let Some((_, step)) = self.under_way.take_if(|(own, _)| *own == tag) else {
             self.spares.handle_completed(tag, result, &self.shape);
             return self.progress;
         };
+        if let Some(image) = image {
+            self.free = image;
+        }
         match (result, step) {
             (Err(kind), Step::Header { .. }) => self.fail(self.next_segment, 0, kind),
             (Err(kind), _) => self.fail(self.next_segment - 1, self.offset, kind),
@@ -406,7 +422,8 @@ impl Journal {
             needed: self.needed,
         };
         self.under_way = Some((tag, Step::Header { file, needed: self.needed }));
-        let image = header.encode();
+        let mut image = std::mem::take(&mut self.free);
+        header.encode(&mut image);
         Some(JournalRequest::Write { tag, file, offset: 0, image, sync: true })
     }
 
@@ -430,7 +447,7 @@ impl Journal {
     fn write_group(&mut self, tag: u64) -> Option<JournalRequest> {
         let last = self.segments.back()?;
         let Gathering { mut image, record_count, wants_synced } =
-            std::mem::replace(&mut self.gathering, Gathering::new());
+            std::mem::replace(&mut self.gathering, Gathering::new(std::mem::take(&mut self.free)));
         let Progress { written, synced } = self.progress;
         let place = GroupPlace {
             store: self.store,

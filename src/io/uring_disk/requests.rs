@@ -139,6 +139,7 @@ impl Running {
 mod tests {
     use super::*;
     use crate::base::chunk_pool::{ChunkPool, HeapSlabs, PoolShape};
+    use crate::base::pages::Pages;
     use std::io::ErrorKind;
     use std::rc::Rc;
 
@@ -268,5 +269,82 @@ mod tests {
             Some(DiskCompletion::Allocated { tag: 6, result: Err(ErrorKind::StorageFull) }) => {}
             _ => panic!("no blocks are left"),
         }
+    }
+
+    fn pages(tag: u64, file: FileId) -> DiskRequest {
+        let pages = Pages::zeroed(3 * BLOCK);
+        DiskRequest::WritePages { tag, file, offset: 0, pages, sync: true }
+    }
+
+    /// Starts the next request: its entry, and what is done for it.
+    fn start_kept(requests: &mut Requests) -> (usize, Option<(Keep, u64)>) {
+        match requests.start() {
+            Some((entry, _, Work::Write(transfer, keep))) => {
+                (entry, Some((*keep, transfer.offset())))
+            }
+            Some((entry, _, Work::Sync)) => (entry, None),
+            _ => panic!("a write or a sync waits"),
+        }
+    }
+
+    #[test]
+    fn every_part_of_a_short_write_keeps_itself() {
+        let mut requests = Requests::new(1);
+        submit(&mut requests, pages(1, FILE));
+        let (entry, kept) = start_kept(&mut requests);
+        assert_eq!(kept, Some((Keep::ByWrite, 0)));
+        assert!(requests.handle_answer(entry, BLOCK as i32).is_none());
+        assert_eq!(start_kept(&mut requests).1, Some((Keep::ByWrite, BLOCK as u64)));
+        match requests.handle_answer(entry, 2 * BLOCK as i32) {
+            Some(DiskCompletion::WrotePages { tag: 1, pages, result: Ok(()) }) => {
+                assert_eq!(pages.len(), 3 * BLOCK);
+            }
+            _ => panic!("it is whole"),
+        }
+        assert!(requests.start().is_none());
+    }
+
+    #[test]
+    fn a_file_that_refuses_such_writes_is_synced_behind_each() {
+        let other = FileId(1);
+        for errno in [libc::EOPNOTSUPP, libc::EINVAL] {
+            let mut requests = Requests::new(2);
+            submit(&mut requests, pages(1, FILE));
+            let (entry, _) = start_kept(&mut requests);
+            assert!(requests.handle_answer(entry, BLOCK as i32).is_none());
+            start_kept(&mut requests);
+            assert!(requests.handle_answer(entry, -errno).is_none());
+            assert_eq!(start_kept(&mut requests).1, Some((Keep::BySync, BLOCK as u64)));
+            assert!(requests.handle_answer(entry, 2 * BLOCK as i32).is_none());
+            assert_eq!(start_kept(&mut requests), (entry, None));
+            match requests.handle_answer(entry, 0) {
+                Some(DiskCompletion::WrotePages { tag: 1, result: Ok(()), .. }) => {}
+                _ => panic!("it is kept"),
+            }
+            // It is remembered, of this file; and a sync that fails is the write's end.
+            submit(&mut requests, pages(2, FILE));
+            submit(&mut requests, pages(3, other));
+            let (entry, kept) = start_kept(&mut requests);
+            assert_eq!(kept, Some((Keep::BySync, 0)));
+            assert_eq!(start_kept(&mut requests).1, Some((Keep::ByWrite, 0)));
+            assert!(requests.handle_answer(entry, 3 * BLOCK as i32).is_none());
+            assert_eq!(start_kept(&mut requests), (entry, None));
+            match requests.handle_answer(entry, -libc::EIO) {
+                Some(DiskCompletion::WrotePages { tag: 2, result: Err(_), .. }) => {}
+                _ => panic!("nobody knows what the device has"),
+            }
+            // Until its number is another's.
+            requests.forget(FILE);
+            submit(&mut requests, pages(4, FILE));
+            assert_eq!(start_kept(&mut requests).1, Some((Keep::ByWrite, 0)));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "closed in use")]
+    fn what_is_under_way_is_not_closed() {
+        let mut requests = Requests::new(1);
+        submit(&mut requests, pages(1, FILE));
+        requests.forget(FILE);
     }
 }

@@ -113,8 +113,8 @@ impl World {
 
     fn complete(&mut self, nth: usize, fails: bool) {
         let before = self.journal.progress();
-        let (tag, result) = self.disk.complete(nth, fails);
-        let progress = self.journal.handle_completed(tag, result);
+        let (tag, result, image) = self.disk.complete(nth, fails);
+        let progress = self.journal.handle_completed(tag, result, image);
         assert!(progress.synced <= progress.written);
         assert!(!fails || progress == before, "what fails brings nothing on");
         self.synced = self.synced.max(progress.synced);
