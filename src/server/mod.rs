@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod disk_limit;
 pub mod signals;
+pub mod stores;
 mod threads;
 
 use crate::config::{Config, ConfigError, LogLevel, Machine, Settings};
@@ -15,6 +16,8 @@ use crate::io::process::{self, DataDir, DataDirError};
 use crate::io::uring_disk::Refusal;
 use crate::server::admin::{Health, Phase, ShardLine, Watched};
 use crate::server::disk_limit::DiskLimitError;
+use crate::server::stores::StoresError;
+use crate::shard::recover::RecoverError;
 use crate::shard::ShardConfig;
 use crate::shard::mailbox::{self, Commands};
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -64,6 +67,17 @@ pub enum ServeError {
     /// Nobody knows how much may be spilled.
     #[error(transparent)]
     DiskLimit(#[from] DiskLimitError),
+    /// Nobody knows which stores there are.
+    #[error(transparent)]
+    Stores(#[from] StoresError),
+    /// A store does not come back.
+    #[error("cannot recover store {store}: {error}")]
+    Recover {
+        /// Its number.
+        store: u32,
+        /// Why.
+        error: RecoverError,
+    },
     /// A core is not there, or not for us.
     #[error(transparent)]
     Pin(#[from] PinError),
@@ -141,6 +155,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     let address = nets[0].address().map_err(ServeError::Start)?;
     let admin = config.admin.map(admin::bind).transpose()?;
     let disk_limit = disk_limit::resolve(data_dir.path(), config.disk_limit_bytes)?;
+    let stores = stores::resolve(data_dir.path(), config.shards)?;
     let commands: Vec<_> = nets.iter().map(|_| mailbox::commands()).collect();
     let line = |(mailbox, net): (&Commands, &MioNet)| ShardLine {
         mailbox: Arc::clone(mailbox),
@@ -165,7 +180,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     // Before the shards: it says that they are starting.
     let admin = admin.map(|listener| admin::start(listener, watched));
     let admin = admin.transpose().map_err(ServeError::Start)?;
-    let threads = threads::start(&config, data_dir.path(), nets, &commands)?;
+    let threads = threads::start(&config, data_dir.path(), &stores, nets, &commands)?;
     health.enter(Phase::Serving);
     say_ready(address);
     let outcome = threads.join();
@@ -174,11 +189,12 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     outcome
 }
 
-fn shard_config(config: &Config, nth: usize) -> ShardConfig {
+fn shard_config(config: &Config, stores: u32, nth: usize) -> ShardConfig {
     let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     ShardConfig {
         shard: nth as u32,
         shards: config.shards,
+        stores,
         message_bytes_max: config.message_bytes_max,
         connections_max: config.connections_max,
         token: config.token.clone(),

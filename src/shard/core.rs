@@ -69,7 +69,7 @@ pub(super) struct QueueSlot {
     /// Of a durable queue: index of the store that keeps it.
     pub store: Option<usize>,
     /// By which number moves from it name its store.
-    move_store: u32,
+    pub move_store: u32,
     /// In the store's list of queues that have something to tell the journal.
     pub journaling: bool,
     /// Of a durable queue: in which groups of the journal its messages are, oldest first.
