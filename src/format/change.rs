@@ -603,11 +603,7 @@ impl<'a> Body<'a> {
 }
 
 /// The rest of a [`RecordKind::Publish`].
-fn published<'a>(
-    queue: u64,
-    flags: u8,
-    body: &mut Body<'a>,
-) -> Result<Published<'a>, ChangeError> {
+fn published<'a>(queue: u64, flags: u8, body: &mut Body<'a>) -> Result<Published<'a>, ChangeError> {
     let moved = if flags & MOVED != 0 { Some(body.entry()?) } else { None };
     let fragment: Option<FragmentOf> =
         if flags & FRAGMENT != 0 { Some(body.entry()?) } else { None };

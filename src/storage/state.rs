@@ -107,7 +107,10 @@ impl StoreState {
             }
             Change::Done { queue, subscription, ranges } => {
                 self.with_subscription(queue, subscription, |of| {
-                    ranges.inspect(|&(first, end)| of.done.add(first, end)).map(|(_, end)| end).max()
+                    ranges
+                        .inspect(|&(first, end)| of.done.add(first, end))
+                        .map(|(_, end)| end)
+                        .max()
                 });
             }
             Change::Failed { queue, subscription, entries } => {

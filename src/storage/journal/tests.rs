@@ -53,7 +53,7 @@ fn run(journal: &mut Journal, fails: &str) -> Vec<String> {
 /// A record that makes a group so many pages long.
 fn append(journal: &mut Journal, pages: usize, wants_synced: bool) -> Result<u64, AppendError> {
     let body = vec![7; (pages - 1) * PAGE as usize + 1];
-    journal.append(RecordKind::Publish, 0, &[&body[..5], &body[5..]], wants_synced)
+    journal.append(RecordKind::Publish, 0, &[&body[..1], &body[1..]], wants_synced)
 }
 
 /// A journal with its first segment open and one to spare.
