@@ -205,8 +205,8 @@ fn a_failure_is_cut_by_what_comes_later() {
     assert_eq!(of(&[old.clone(), inside]), [(10, 12, 1), (12, 15, 2), (15, 20, 1)]);
     let over = failed(1, 2, failure(5, 20, 2));
     assert_eq!(of(&[old.clone(), over]), [(5, 25, 2)]);
-    let ends = [failed(1, 2, failure(8, 4, 2)), failed(1, 2, failure(18, 4, 3))];
-    assert_eq!(of(&[&[old.clone()], &ends[..]].concat()), [(8, 12, 2), (12, 18, 1), (18, 22, 3)]);
+    let (first, last) = (failed(1, 2, failure(8, 4, 2)), failed(1, 2, failure(18, 4, 3)));
+    assert_eq!(of(&[old.clone(), first, last]), [(8, 12, 2), (12, 18, 1), (18, 22, 3)]);
     let log = [done(1, 2, &[(1, 11), (13, 14), (19, 20)]), old];
     assert_eq!(of(&log), [(11, 13, 1), (14, 19, 1)]);
 }
