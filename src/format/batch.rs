@@ -232,7 +232,8 @@ impl<'a> Iterator for Batches<'a> {
         let prefix = BatchPrefix::decode(prefix);
         let header = BatchHeader::decode(wire).ok()?;
         let bytes;
-        (bytes, self.rest) = self.rest.split_at_checked(BATCH_PREFIX_BYTES + header.wire_bytes())?;
+        (bytes, self.rest) =
+            self.rest.split_at_checked(BATCH_PREFIX_BYTES + header.wire_bytes())?;
         Some(PrefixedBatch { prefix, header, bytes })
     }
 }

@@ -2,40 +2,65 @@
 //! them. Every one may be said again: it then changes nothing, or says how it is now.
 //!
 //! ```text
-//! 1 Publish             2 Acks                  3 Attempts              4 Queue
-//!  0  u64 queue          0  u64 queue            0  u64 queue            0  u64 queue
-//!  8  [move, MOVED]      8  u64 subscription     8  u64 subscription     8  u64 created_us
-//!     [part, FRAGMENT]  16      ranges          16      failures        16  u64 next_sequence
-//!     batches                                                           24  u16 name_bytes
-//!                       5 QueueDeleted          7 SubscriptionDeleted   26  u16 zero
-//! 8 Producers            0  u64 queue            0  u64 queue           28  u32 options_bytes
-//!  0  u64 queue                                  8  u64 subscription    32      name, options
-//!  8      producers
-//!                       9 MovesSettled, 10 Moves                        6 Subscription
-//!                        0  u64 queue                                    0  u64 queue
-//!                        8      moves                                    8  u64 subscription
-//!                                                                       16  u64 created_us
-//! failure                     move                   range              24  u64 start
-//!  0  u64 first                0  u32 store           0  u64 first      32  u16 name_bytes
-//!  8  u32 count                4  u32 zero            8  u64 end        34  u16 zero
-//! 12  u16 attempts             8  u64 queue                             36  u32 options_bytes
-//! 14  u16 failures            16  u64 subscription   producer           40      name, options
-//! 16  u64 first_failed_us     24  u64 sequence        0  u64 id
-//! 24  u64 last_failed_us                              8  u64 last_sequence
-//! 32  u64 due_us              part
-//! 40  u8  state                0  u64 sequence
-//! 41  7 * u8 zero              8  u32 nth
-//!                             12  u32 count
+//! Publish              | queue u64 | move, if MOVED | fragment, if FRAGMENT | batches |
+//! Acks                 | queue u64 | subscription u64 | first u64, end u64 | first u64, ... |
+//! Attempts             | queue u64 | subscription u64 | failure | failure | ... |
+//! Queue                | fixed part | name | options |
+//! QueueDeleted         | queue u64 |
+//! Subscription         | fixed part | name | options |
+//! SubscriptionDeleted  | queue u64 | subscription u64 |
+//! Producers            | queue u64 | id u64, last_sequence u64 | id u64, ... |
+//! MovesSettled, Moves  | queue u64 | move | move | ... |
+//!
+//! Fixed part of Queue:
+//!  0  u64  queue             number in the store
+//!  8  u64  created_us        wall clock
+//! 16  u64  next_sequence
+//! 24  u16  name_bytes
+//! 26  u16  reserved          zero
+//! 28  u32  options_bytes
+//!
+//! Fixed part of Subscription:
+//!  0  u64  queue
+//!  8  u64  subscription      number in the store
+//! 16  u64  created_us        wall clock
+//! 24  u64  start             no message before it is held
+//! 32  u16  name_bytes
+//! 34  u16  reserved          zero
+//! 36  u32  options_bytes
+//!
+//! Failure:
+//!  0  u64  first             sequence
+//!  8  u32  count             of messages, one behind the other
+//! 12  u16  attempts          deliveries of each
+//! 14  u16  failures          those that failed
+//! 16  u64  first_failed_us   wall clock
+//! 24  u64  last_failed_us    wall clock
+//! 32  u64  due_us            wall clock; 0: at once
+//! 40  u8   state             0: failed, 1: rejected
+//! 41  [7]  reserved          zero
+//!
+//! Move:
+//!  0  u32  store             that the source is in
+//!  4  u32  reserved          zero
+//!  8  u64  queue             the source
+//! 16  u64  subscription      of the source
+//! 24  u64  sequence          in the source
+//!
+//! Fragment:
+//!  0  u64  sequence          of the large message
+//!  8  u32  nth               counted from 0
+//! 12  u32  count             of its fragments
 //! ```
 //!
 //! Numbers are little endian. A list has at least one entry; [`JOURNAL_RANGES_MAX`] fit any record.
 //! Ranges are in order and do not overlap, `end` is one past the last. The options are bytes whose
 //! meaning is the control plane's.
 //!
-//! Batches stand as in a chunk: whole, each behind its prefix. With FRAGMENT there is one, and it is
-//! the `nth` of the `count` fragments of the large message `sequence`, counted from 0; its prefix
-//! has no sequence. With MOVED the message came by that move; of a large one that stands on the last
-//! fragment only.
+//! Batches stand as in a chunk: whole, each behind its prefix. With FRAGMENT there is one, whose
+//! prefix has no sequence. With MOVED the message came by that move; of a large one that stands on
+//! the last fragment only. What carries a message again does without it: [`Change::Moves`] says
+//! which moves are to be remembered then.
 //!
 //! [`JOURNAL_RANGES_MAX`]: crate::limits::JOURNAL_RANGES_MAX
 
@@ -603,11 +628,7 @@ impl<'a> Body<'a> {
 }
 
 /// The rest of a [`RecordKind::Publish`].
-fn published<'a>(
-    queue: u64,
-    flags: u8,
-    body: &mut Body<'a>,
-) -> Result<Published<'a>, ChangeError> {
+fn published<'a>(queue: u64, flags: u8, body: &mut Body<'a>) -> Result<Published<'a>, ChangeError> {
     let moved = if flags & MOVED != 0 { Some(body.entry()?) } else { None };
     let fragment: Option<FragmentOf> =
         if flags & FRAGMENT != 0 { Some(body.entry()?) } else { None };

@@ -3,8 +3,8 @@
 //! backends below call the system.
 //!
 //! Nothing here calls back: `poll` fills a list of events, completions are polled, and every
-//! outcome is a value. No method blocks but [`Net::poll`], the thread's one blocking point, and those
-//! of [`Disk`] that say so.
+//! outcome is a value. No method blocks but [`Net::poll`], the thread's one blocking point, and
+//! those of [`Disk`] that say so.
 
 pub mod affinity;
 pub mod any_disk;

@@ -289,7 +289,7 @@ fn ring(depth: u32) -> Result<(IoUring, bool), Refusal> {
     }
 }
 
-/// Places for open files, all of them free: as many as the process may open, which the system wants.
+/// Places for open files, all of them free: no more than the process may open, or it is refused.
 fn register_files(ring: &IoUring) -> std::io::Result<()> {
     const FILES_MIN: usize = 16;
     let mut none = vec![-1; DISK_FILES_MAX];

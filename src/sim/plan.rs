@@ -105,6 +105,7 @@ impl Plan {
             memory_reserve_bytes: MEMORY_RESERVE_BYTES,
             message_bytes_max: memory_limit_bytes / (8 * u64::from(shards)),
             shards,
+            stores: shards,
             connections_max: [10, 40, 1000][universe.index(3)].max(if calm { 1000 } else { 0 }),
             token: universe.chance(500).then(|| "open sesame".to_owned()),
             pool,

@@ -17,9 +17,7 @@
 //! short checksum is the one that is kept in memory.
 
 use crate::base::checksum::crc32c;
-use crate::format::batch::{
-    self, BatchHeader, BatchPrefix, Batches, FRAGMENT, PrefixedBatch,
-};
+use crate::format::batch::{self, BatchHeader, BatchPrefix, Batches, FRAGMENT, PrefixedBatch};
 use crate::format::chunk::{ChunkError, ChunkHeader, ChunkName, OddOne, head_crc};
 use crate::format::record::RecordHeader;
 use crate::limits::{

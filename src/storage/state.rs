@@ -7,15 +7,16 @@
 //! is_live    for each batch, when the log is read again for the bodies
 //! ```
 //!
-//! A store says again from time to time what is true of each of its queues (a *round*), so that the
-//! log before that can go. So a record may come twice, and a record of a queue may stand in front of
-//! the round that defines it. What makes that come to the same:
+//! A store says again from time to time what is true of each of its queues (a *round*), so that
+//! the log before that can go. So a record may come twice, and a record of a queue may stand in
+//! front of the round that defines it. What makes that come to the same:
 //!
 //! - What is deleted stays deleted, whatever comes later: numbers are never used twice.
 //! - What is done stays done. Sequences, also those of producers, only grow.
 //! - A failure takes the place of an earlier one of the same message, and of a message that is done
 //!   there is none.
-//! - A move that is settled stays settled.
+//! - A move that is settled stays settled. A round says which are not, and carries messages without
+//!   the moves that brought them.
 //! - What has no definition in the end was deleted before the first round that is left.
 
 use crate::base::range_set::RangeSet;
@@ -103,42 +104,48 @@ impl StoreState {
         match Change::decode(record)? {
             Change::Published(published) => {
                 let is_carried = record.flags & CARRIED != 0;
-                self.with(published.queue, |queue| queue.publish(&published, is_carried));
+                self.queue(published.queue).publish(&published, is_carried);
             }
             Change::Done { queue, subscription, ranges } => {
-                self.with_subscription(queue, subscription, |of| {
-                    ranges.inspect(|&(first, end)| of.done.add(first, end)).map(|(_, end)| end).max()
-                });
+                let queue = self.queue(queue);
+                for (first, end) in ranges {
+                    queue.subscription(subscription).done.add(first, end);
+                    queue.note_end(end);
+                }
             }
             Change::Failed { queue, subscription, entries } => {
-                self.with_subscription(queue, subscription, |of| {
-                    entries.inspect(|failure| of.fail(failure)).map(|failure| failure.end()).max()
-                });
+                let queue = self.queue(queue);
+                for failure in entries {
+                    queue.subscription(subscription).fail(failure);
+                    queue.note_end(failure.end());
+                }
             }
-            Change::Queue(of) => self.with(of.queue, |queue| queue.define(&of)),
+            Change::Queue(of) => self.queue(of.queue).define(&of),
             Change::QueueDeleted { queue } => {
                 let replay = Replay { is_deleted: true, ..Replay::default() };
-                self.queues.insert(queue, QueueState { replay, ..QueueState::default() });
+                *self.queue(queue) = QueueState { replay, ..QueueState::default() };
             }
             Change::Subscription(of) => {
-                self.with_subscription(of.queue, of.subscription, |own| Some(own.define(&of)));
+                let queue = self.queue(of.queue);
+                queue.subscription(of.subscription).define(&of);
+                queue.note_end(of.start);
             }
-            Change::SubscriptionDeleted { queue, subscription } => self.with(queue, |queue| {
+            Change::SubscriptionDeleted { queue, subscription } => {
                 let deleted = SubscriptionState { is_deleted: true, ..Default::default() };
-                queue.subscriptions.insert(subscription, deleted);
-            }),
-            Change::Producers { queue, entries } => self.with(queue, |queue| {
+                *self.queue(queue).subscription(subscription) = deleted;
+            }
+            Change::Producers { queue, entries } => {
+                let queue = self.queue(queue);
                 entries.for_each(|producer| queue.note_producer(producer));
-            }),
-            Change::MovesSettled { queue, moves } => self.with(queue, |queue| {
+            }
+            Change::MovesSettled { queue, moves } => {
+                let queue = self.queue(queue);
                 for name in moves {
                     queue.moves.remove(&name);
                     queue.replay.settled.insert(name);
                 }
-            }),
-            Change::Moves { queue, moves } => self.with(queue, |queue| {
-                queue.moved(moves);
-            }),
+            }
+            Change::Moves { queue, moves } => self.queue(queue).moved(moves),
         }
         Ok(())
     }
@@ -161,30 +168,16 @@ impl StoreState {
         queue.is_some_and(|queue| queue.subscriptions.values().any(|of| of.holds(first, end)))
     }
 
-    /// The queue, unless it is deleted.
-    fn with(&mut self, queue: u64, change: impl FnOnce(&mut QueueState)) {
-        let queue = self.queues.entry(queue).or_default();
-        if !queue.replay.is_deleted {
-            change(queue);
-        }
-    }
-
-    /// The subscription, unless it or its queue is deleted; `change` says the end of what is named.
-    fn with_subscription(
-        &mut self,
-        queue: u64,
-        subscription: u64,
-        change: impl FnOnce(&mut SubscriptionState) -> Option<u64>,
-    ) {
-        self.with(queue, |queue| {
-            let of = queue.subscriptions.entry(subscription).or_default();
-            let end = if of.is_deleted { None } else { change(of) };
-            queue.note_end(end.unwrap_or(0));
-        });
+    fn queue(&mut self, number: u64) -> &mut QueueState {
+        self.queues.entry(number).or_default()
     }
 }
 
 impl QueueState {
+    fn subscription(&mut self, number: u64) -> &mut SubscriptionState {
+        self.subscriptions.entry(number).or_default()
+    }
+
     fn define(&mut self, of: &QueueDefinition<'_>) {
         self.definition = Some(Definition::new(of.name, of.created_us, of.options));
         self.note_end(of.next_sequence);
@@ -259,16 +252,14 @@ impl SubscriptionState {
         !self.done.covers(first.max(self.start), end)
     }
 
-    /// The answer is where it starts.
-    fn define(&mut self, of: &SubscriptionDefinition<'_>) -> u64 {
+    fn define(&mut self, of: &SubscriptionDefinition<'_>) {
         self.definition = Some(Definition::new(of.name, of.created_us, of.options));
         self.start = self.start.max(of.start);
-        of.start
     }
 
-    fn fail(&mut self, failure: &Failure) {
+    fn fail(&mut self, failure: Failure) {
         cut(&mut self.failures, failure.first, failure.end());
-        self.failures.insert(failure.first, *failure);
+        self.failures.insert(failure.first, failure);
     }
 
     fn finish(&mut self) {

@@ -194,7 +194,7 @@ proptest! {
         let group = Group::decode(&image, &PLACE).unwrap();
         prop_assert_eq!(&group.records().collect::<Vec<_>>(), &records);
         prop_assert_eq!(group.image_bytes() + 100, image.len());
-        let records_bytes: usize = 
+        let records_bytes: usize =
             records.iter().map(|record| JOURNAL_RECORD_HEADER_BYTES + record.body.len()).sum();
         let used = JOURNAL_GROUP_HEADER_BYTES + records_bytes;
         for bytes in [0, 71, 72, used - 1] {

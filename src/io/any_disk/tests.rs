@@ -497,6 +497,37 @@ fn a_file_system_that_reserves_nothing_is_written_to_all_the_same() {
     }
 }
 
+/// Times that the device under `path` was told to flush its cache, if the system says.
+fn flushes(path: &Path) -> Option<u64> {
+    let device = std::fs::metadata(path).unwrap().dev();
+    let numbers = format!("{}:{}", libc::major(device), libc::minor(device));
+    let line = std::fs::read_to_string(format!("/sys/dev/block/{numbers}/stat")).ok()?;
+    line.split_whitespace().nth(15)?.parse().ok()
+}
+
+#[test]
+fn a_write_that_keeps_itself_makes_the_device_flush() {
+    const WRITES: u64 = 40;
+    for threads in [false, true] {
+        let Some(small) = SmallDisk::mount("ext4", 24 << 20) else { return };
+        with_one(threads, &small.mounted, |bench| {
+            let file = bench.disk.open("journal").unwrap();
+            assert_eq!(bench.write_pages(file, 0, pages_of(0, 2), true).1, Ok(()));
+            let mut counts = [0, 0];
+            for (nth, sync) in [(0, false), (1, true)] {
+                let Some(before) = flushes(&small.mounted) else {
+                    return eprintln!("skipped: flushes are not counted");
+                };
+                for _ in 0..WRITES {
+                    assert_eq!(bench.write_pages(file, 0, pages_of(0, 2), sync).1, Ok(()));
+                }
+                counts[nth] = flushes(&small.mounted).unwrap() - before;
+            }
+            assert!(counts[0] < WRITES && counts[1] >= WRITES, "{counts:?}");
+        });
+    }
+}
+
 #[test]
 fn a_process_without_files_to_spare_is_refused_by_name() {
     // The limit is the process's, so this runs in one of its own.

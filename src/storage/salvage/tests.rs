@@ -193,7 +193,9 @@ fn an_image_cut_short_is_lost_but_for_a_part_of_its_last_batch() {
         let last = [range_of(3)];
         match there {
             _ if there >= starts[4] => assert_eq!(lost, Some(vec![])),
-            _ if there >= starts[3] + BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES => assert_eq!(lost.as_deref(), Some(&last[..])),
+            _ if there >= starts[3] + BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES => {
+                assert_eq!(lost.as_deref(), Some(&last[..]))
+            }
             // The fields of the last head that a walk needs may be there, or not.
             _ if there > starts[3] => assert!(lost.is_none_or(|lost| lost == last)),
             _ => assert_eq!(lost, None, "{there} bytes"),
