@@ -281,7 +281,8 @@ impl Log {
 
     /// The front of the chunk, or of the chain, that was appended to last.
     pub(super) fn start_of_last(&self) -> Position {
-        let newest = self.chunks.iter().rev().position(|chunk| chunk.as_ref().is_some_and(|c| c.count > 0));
+        let newest =
+            self.chunks.iter().rev().position(|chunk| chunk.as_ref().is_some_and(|c| c.count > 0));
         let behind = newest.map_or(0, |nth| nth + 1);
         Position::chunk_start(self.front + (self.chunks.len() - behind) as u64)
     }

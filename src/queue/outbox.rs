@@ -243,7 +243,9 @@ mod tests {
     #[test]
     fn what_is_done_is_told_in_few_ranges() {
         let mut outbox = Outbox::new(1);
-        for (of, first, end) in [(1, 5, 9), (1, 9, 10), (2, 5, 6), (1, 1, 3), (1, 3, 5), (1, 20, 21)] {
+        for (of, first, end) in
+            [(1, 5, 9), (1, 9, 10), (2, 5, 6), (1, 1, 3), (1, 3, 5), (1, 20, 21)]
+        {
             outbox.note_done(of, first, end);
         }
         assert!(!outbox.is_empty());

@@ -1,13 +1,13 @@
 //! How a queue takes a publish: window, order, checks, limits; in whole, in part, or not at all.
 
-use crate::base::slot_map::Key;
 use crate::base::chunk_pool::ChunkWriter;
+use crate::base::slot_map::Key;
 use crate::base::time::Wall;
-use crate::format::change::FragmentOf;
-use crate::format::u32_at;
 use crate::format::batch::{self, Batch, BatchError, BatchHeader};
+use crate::format::change::FragmentOf;
 use crate::format::properties::{self, Tag};
 use crate::format::record::{self, RecordHeader, Records};
+use crate::format::u32_at;
 use crate::limits::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, RUN_RECORDS_MAX};
 use crate::protocol::error::ErrorCode;
 use crate::queue::Queue;
@@ -500,7 +500,8 @@ impl Queue {
         let bytes = assembly.records_bytes();
         let chunks = assembly.into_chunks();
         if let Some(outbox) = &mut self.outbox {
-            fragments(&chunks, self.log.next_sequence()).for_each(|each| outbox.note_appended(each));
+            fragments(&chunks, self.log.next_sequence())
+                .for_each(|each| outbox.note_appended(each));
         }
         self.log.append_large(chunks, bytes, self.holders(only), memory);
         self.note_appended(1, bytes, only, memory);

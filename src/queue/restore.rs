@@ -132,7 +132,13 @@ impl Queue {
             let records = Records::new(checked.records()).skip(skip).take(take);
             records.map(|record| record.header.record_bytes() as u64).sum()
         };
-        self.share_out((base_sequence, base_sequence + u64::from(count)), &bytes_of, all, now, memory);
+        self.share_out(
+            (base_sequence, base_sequence + u64::from(count)),
+            &bytes_of,
+            all,
+            now,
+            memory,
+        );
         Ok(())
     }
 
@@ -153,7 +159,8 @@ impl Queue {
         }
         let mut batches = Vec::with_capacity(fragments.len());
         for fragment in fragments {
-            let Some((prefix, wire)) = fragment.as_ref().split_at_checked(BATCH_PREFIX_BYTES) else {
+            let Some((prefix, wire)) = fragment.as_ref().split_at_checked(BATCH_PREFIX_BYTES)
+            else {
                 return Ok(());
             };
             let Ok(batch) = Batch::decode(wire) else { return Ok(()) };

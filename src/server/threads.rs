@@ -267,7 +267,8 @@ impl ShardThread {
             shard.open_spill(shape, self.disk_budget).map_err(ServeError::SpillFile)?;
         }
         let own = (0..).zip(&self.stores);
-        for (number, &id) in own.filter(|(number, _)| number % self.config.shards == self.nth as u32)
+        for (number, &id) in
+            own.filter(|(number, _)| number % self.config.shards == self.nth as u32)
         {
             let back = shard.open_store(number, id, JournalShape::default());
             log_store(number, &back.map_err(|error| ServeError::Recover { store: number, error })?);

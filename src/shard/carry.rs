@@ -119,7 +119,6 @@ impl Core {
         store.round.at = Some(name);
         true
     }
-
 }
 
 impl Store {
@@ -234,13 +233,7 @@ pub(super) fn tell_subscription(
 }
 
 /// Tells a change that has all its bytes in itself.
-pub(super) fn tell_change(
-    store: &mut Store,
-    key: Key,
-    queue: u64,
-    change: QueueChange,
-    flags: u8,
-) {
+pub(super) fn tell_change(store: &mut Store, key: Key, queue: u64, change: QueueChange, flags: u8) {
     let mut body = Vec::new();
     let kind = match change {
         QueueChange::Done(subscription, ranges) => {

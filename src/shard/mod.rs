@@ -7,8 +7,8 @@
 //! connection. Consumers are written before producers: a message
 //! is on its way before its confirm is.
 
-pub mod connection;
 mod carry;
+pub mod connection;
 mod control;
 mod core;
 mod crossing;
@@ -53,11 +53,11 @@ use crate::storage::spill::{DiskBudget, SpillShape, SpillState, SpillStats};
 use mailbox::{Command, Commands};
 use post::{Office, Post};
 use remote::Session;
-use store::{JournalAsks, journal_name};
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use store::{JournalAsks, journal_name};
 
 /// What a shard is told at its start; validated by `config.rs`.
 #[derive(Clone, Debug)]

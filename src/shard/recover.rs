@@ -123,7 +123,8 @@ impl<W: World> Shard<W> {
         state.finish();
         let is_short = |file: &u32| {
             let id = files.get(*file as usize).copied().flatten();
-            id.and_then(|id| self.disk.file_len(id).ok()).is_none_or(|len| len < shape.segment_bytes)
+            id.and_then(|id| self.disk.file_len(id).ok())
+                .is_none_or(|len| len < shape.segment_bytes)
         };
         recovered.spares.retain(|file| !is_short(file));
         let mut store = Store::new(number, id, shape, Some(&recovered), files.clone());

@@ -205,7 +205,9 @@ impl Store {
     pub fn refusal(&self) -> Option<(ErrorCode, String)> {
         let journal = self.journal.as_ref()?;
         if let Some(poison) = journal.poison() {
-            let text = format!("the journal takes nothing more until the broker is started anew: {poison}");
+            let text = format!(
+                "the journal takes nothing more until the broker is started anew: {poison}"
+            );
             return Some((ErrorCode::DiskError, text));
         }
         let kind = journal.blocked()?;
@@ -597,7 +599,8 @@ impl Core {
 
     /// The log has come so far.
     fn note_progress(&mut self, index: usize, progress: Progress) {
-        while let Some(told) = take_until(&mut self.stores.list[index].unwritten, progress.written) {
+        while let Some(told) = take_until(&mut self.stores.list[index].unwritten, progress.written)
+        {
             // What is synced at the same time is said once.
             if told.group > progress.synced {
                 self.reach(&told, Reached::Written);

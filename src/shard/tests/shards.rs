@@ -29,7 +29,8 @@ impl Town {
         let common = CommonBudget::new(limit_bytes, reserve_bytes, shards, 4 << 20);
         let office = Office::new(shards, shape, common);
         let cores = (0..shards).map(|shard| {
-            let config = ShardConfig { shard, shards, stores: shards, ..ShardConfig::new(limit_bytes) };
+            let config =
+                ShardConfig { shard, shards, stores: shards, ..ShardConfig::new(limit_bytes) };
             let mut core = Core::new(config, Rc::new(HeapSlabs), now);
             let common = Arc::clone(office.budget());
             let budget = Budget::shared(limit_bytes, reserve_bytes, common);
