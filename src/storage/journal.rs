@@ -257,8 +257,8 @@ impl Journal {
     }
 
     /// Takes a record, whose body is all of the parts; the answer is the sequence of the group that
-    /// it will be in. With `wants_synced` that group, with all before it, is synced as soon as it is
-    /// written.
+    /// it will be in. With `wants_synced` that group, with all before it, is synced as soon as it
+    /// is written.
     ///
     /// # Errors
     /// If it is to be tried again later, or never.
