@@ -408,10 +408,7 @@ impl Memory {
         let slab_bytes = self.pool.shape().slab_bytes;
         if self.budget.try_charge(Account::Chunks, slab_bytes).is_err() {
             // A free slab of another class may serve.
-            self.shrink(0);
-            if self.budget.try_charge(Account::Chunks, slab_bytes).is_err() {
-                return false;
-            }
+            return self.pool.cut_anew(class);
         }
         if self.pool.grow(class) {
             return true;
