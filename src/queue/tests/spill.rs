@@ -305,7 +305,7 @@ fn who_has_the_front_of_a_lost_large_message_is_told() {
     while bench.queue.poll_delivery(bench.now, &mut bench.memory, &mut |_| true).is_some() {}
     // One of its chunks is gone, and so is all of it.
     let refill = loop {
-        let refill = bench.queue.poll_refill(3).expect("one of its chunks is needed next");
+        let refill = bench.queue.poll_refill(Some(3)).expect("one of its chunks is needed next");
         if refill.chunk == 1 {
             break refill;
         }
