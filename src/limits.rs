@@ -63,8 +63,26 @@ pub const MESSAGE_MEMORY_SHARE: usize = 8;
 pub const MEMORY_LIMIT_BYTES_MIN: usize = 16 * MIB;
 /// What a shard borrows of the broker's memory at a time.
 pub const MEMORY_GRANT_BYTES: usize = 4 * MIB;
+/// Least of [`memory_reserve_bytes`]: what leases take.
+pub const MEMORY_RESERVE_BYTES_MIN: usize = 4 * MIB;
+/// Most of it.
+pub const MEMORY_RESERVE_BYTES_MAX: usize = 64 * MIB;
+/// All shards together keep one part in so many, within these bounds: more memory has more queues,
+/// whose clients all come at once when something has filled it.
+pub const MEMORY_RESERVE_SHARE: u64 = 16;
+
 /// Kept per shard so that acks, control and drains go on when memory is full.
-pub const MEMORY_RESERVE_BYTES: usize = 4 * MIB;
+pub const fn memory_reserve_bytes(limit_bytes: u64, shards: u32) -> u64 {
+    let share = limit_bytes / MEMORY_RESERVE_SHARE / shards as u64;
+    let (least, most) = (MEMORY_RESERVE_BYTES_MIN as u64, MEMORY_RESERVE_BYTES_MAX as u64);
+    if share < least {
+        least
+    } else if share > most {
+        most
+    } else {
+        share
+    }
+}
 
 // ---- overflow to disk ----
 
@@ -363,13 +381,14 @@ const _: () = {
     // A client tells by this what is to be sent again from what was rejected.
     assert!(REJECT_RETRY_MS < BLOCK_RETRY_MS);
     assert!(REDRIVE_RETRY_MS > 0 && REDRIVE_RETRY_MS < REDRIVE_WAIT_MS_MAX);
-    assert!(MEMORY_RESERVE_BYTES < MEMORY_LIMIT_BYTES_MIN);
-    assert!(MEMORY_RESERVE_BYTES >= SLAB_BYTES);
+    assert!(MEMORY_RESERVE_BYTES_MIN < MEMORY_LIMIT_BYTES_MIN);
+    assert!(MEMORY_RESERVE_BYTES_MIN >= SLAB_BYTES);
+    assert!(MEMORY_RESERVE_BYTES_MIN <= MEMORY_RESERVE_BYTES_MAX && MEMORY_RESERVE_SHARE > 1);
     assert!(MEMORY_GRANT_BYTES >= SLAB_BYTES);
     assert!(SHARDS_MAX < u32::BITS);
     assert!(PARCEL_BYTES_MIN <= PARCEL_BYTES_MAX && PARCEL_BYTES_MAX <= MAILBOX_BYTES);
     // A lone shard of the smallest broker can hold its reserve and what waits for it.
-    assert!(MEMORY_RESERVE_BYTES + MAILBOX_BYTES < MEMORY_LIMIT_BYTES_MIN);
+    assert!(MEMORY_RESERVE_BYTES_MIN + MAILBOX_BYTES < MEMORY_LIMIT_BYTES_MIN);
     assert!(HANDLES_MAX == HANDLE_MAX as usize);
     assert!(WINDOW_BYTES as usize >= 2 * BATCH_WIRE_BYTES_MAX);
     // Figures are told before the request has to end.

@@ -376,6 +376,17 @@ impl Memory {
         chunk_bytes.saturating_sub(head_bytes).min(RECORD_CONTENT_BYTES_MAX)
     }
 
+    /// Charges what is not a chunk, or changes nothing. Free slabs give way to it.
+    ///
+    /// # Errors
+    /// If it does not fit beside the chunks that are used.
+    pub fn try_charge(&mut self, account: Account, bytes: usize) -> Result<(), MemoryFull> {
+        self.budget.try_charge(account, bytes).or_else(|_| {
+            self.shrink(0);
+            self.budget.try_charge(account, bytes)
+        })
+    }
+
     /// Whether [`Memory::take_chunk`] for so many bytes would find one, the system willing.
     pub fn could_take(&self, content_bytes: usize) -> bool {
         let shape = self.pool.shape();
@@ -488,6 +499,18 @@ mod tests {
         drop(memory.take_chunk(10_000, 1).unwrap());
         assert_eq!(memory.take_chunk(100, 0).unwrap().class(), 0);
         assert_eq!(memory.budget.used_by(Account::Chunks), 16_384);
+    }
+
+    #[test]
+    fn free_slabs_give_way_to_what_is_no_chunk() {
+        let mut memory = memory(40_000, 4_000);
+        let used = memory.take_chunk(10_000, 1).unwrap();
+        drop((memory.take_chunk(10_000, 1).unwrap(), used.class()));
+        assert!(memory.budget.try_charge(Account::Queues, 10_000).is_err());
+        memory.try_charge(Account::Queues, 10_000).unwrap();
+        assert_eq!(memory.budget.used_by(Account::Chunks), 16_384);
+        assert!(memory.try_charge(Account::Queues, 20_000).is_err());
+        assert_eq!(memory.budget.used_by(Account::Queues), 10_000);
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl Queue {
         seed: u64,
         memory: &mut Memory,
     ) -> Result<Queue, MemoryFull> {
-        memory.budget.try_charge(Account::Queues, QUEUE_BYTES + 2 * name.len())?;
+        memory.try_charge(Account::Queues, QUEUE_BYTES + 2 * name.len())?;
         Ok(Queue {
             name: name.into(),
             options,

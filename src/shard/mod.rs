@@ -103,7 +103,7 @@ impl ShardConfig {
             shard: 0,
             shards: 1,
             memory_limit_bytes,
-            memory_reserve_bytes: limits::MEMORY_RESERVE_BYTES as u64,
+            memory_reserve_bytes: limits::memory_reserve_bytes(memory_limit_bytes, 1),
             message_bytes_max: limits::MESSAGE_BYTES_DEFAULT as u64,
             connections_max: u32::MAX,
             token: None,

@@ -25,7 +25,7 @@ impl Town {
     pub fn new(shards: u32, shape: PostShape) -> Town {
         let now = Now { mono: Mono(1_000_000_000), wall: Wall(1_700_000_000_000_000) };
         let limit_bytes = 64 << 20;
-        let reserve_bytes = limits::MEMORY_RESERVE_BYTES as u64;
+        let reserve_bytes = limits::MEMORY_RESERVE_BYTES_MIN as u64;
         let common = CommonBudget::new(limit_bytes, reserve_bytes, shards, 4 << 20);
         let office = Office::new(shards, shape, common);
         let cores = (0..shards).map(|shard| {
