@@ -96,6 +96,16 @@ impl Disk for NoDisk {
     fn open(&mut self, _: &str) -> std::io::Result<FileId> {
         Ok(FileId(0))
     }
+    fn close(&mut self, _: FileId) {}
+    fn names(&self, _: &str) -> std::io::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+    fn file_len(&self, _: FileId) -> std::io::Result<u64> {
+        Ok(0)
+    }
+    fn read_now(&mut self, _: FileId, _: u64, _: &mut [u8]) -> std::io::Result<usize> {
+        Ok(0)
+    }
     fn file_bytes(&self, _: FileId) -> std::io::Result<u64> {
         Ok(0)
     }

@@ -20,8 +20,8 @@ pub const CHUNK_HEADER_BYTES: usize = 64;
 pub const DISK_ALIGN_BYTES: usize = 4 * KIB;
 /// Requests under way on one disk.
 pub const DISK_DEPTH: usize = 64;
-/// Files that one disk has open.
-pub const DISK_FILES_MAX: usize = 16;
+/// Files that one disk has open at a time.
+pub const DISK_FILES_MAX: usize = 256;
 /// Times in a row that a request which the system did not try is given to it again.
 pub const DISK_RETRIES_MAX: u32 = 1000;
 /// Chunk images in one write: as many of the smallest as fill the largest chunk.
@@ -140,6 +140,15 @@ pub const JOURNAL_GROUP_BYTES_MAX: usize = MIB;
 pub const JOURNAL_GROUP_HEADER_BYTES: usize = 72;
 /// In front of a record's body.
 pub const JOURNAL_RECORD_HEADER_BYTES: usize = 8;
+/// Ranges, failures, producers or moves in one record.
+pub const JOURNAL_RANGES_MAX: usize = 4096;
+/// The body of a record that fits a group.
+pub const JOURNAL_BODY_BYTES_MAX: usize =
+    JOURNAL_GROUP_BYTES_MAX - JOURNAL_GROUP_HEADER_BYTES - JOURNAL_RECORD_HEADER_BYTES;
+/// Durable queues that are told anew in one tick, while a round is under way.
+pub const CARRY_QUEUES_PER_TICK: usize = 64;
+/// Times that a recovery waits a millisecond for the disk to make room for one batch.
+pub const RESTORE_WAITS_MAX: u32 = 60_000;
 /// Zeros that are written at a time into a segment that is made.
 pub const JOURNAL_PREWRITE_BYTES: usize = MIB;
 
@@ -350,10 +359,9 @@ const _: () = {
     assert!(JOURNAL_GROUP_BYTES_MAX.is_multiple_of(DISK_ALIGN_BYTES));
     assert!(DISK_ALIGN_BYTES + JOURNAL_GROUP_BYTES_MAX <= JOURNAL_SEGMENT_BYTES);
     assert!(JOURNAL_SEGMENT_BYTES.is_multiple_of(JOURNAL_PREWRITE_BYTES));
-    assert!(
-        JOURNAL_GROUP_HEADER_BYTES + JOURNAL_RECORD_HEADER_BYTES + BATCH_BYTES_MAX
-            <= JOURNAL_GROUP_BYTES_MAX
-    );
+    // The head of a published record, and of a list; a failure is the largest entry.
+    assert!(64 + BATCH_BYTES_MAX <= JOURNAL_BODY_BYTES_MAX);
+    assert!(16 + JOURNAL_RANGES_MAX * 48 <= JOURNAL_BODY_BYTES_MAX);
     assert!(BATCH_WIRE_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(DELIVER_HEADER_BYTES + BATCH_RECORDS_BYTES_MAX <= FRAME_PAYLOAD_BYTES_MAX);
     assert!(PROPERTIES_BYTES_MAX + RECORD_HEADER_BYTES < BATCH_RECORDS_BYTES_MAX);

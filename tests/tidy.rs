@@ -105,6 +105,17 @@ fn the_storage_document_has_the_headers_of_the_journal() {
     none(docs::header(&document, "### Group header", group));
 }
 
+#[test]
+fn the_storage_document_has_the_records_of_the_journal() {
+    let (document, code) = (read("docs/STORAGE.md"), read("src/format/change.rs"));
+    for part in ["Fixed part of Queue", "Fixed part of Subscription", "Failure", "Move", "Fragment"]
+    {
+        let (_, drawn) = code.split_once(&format!("//! {part}:\n")).unwrap();
+        let drawn = drawn.split("//!\n").next().unwrap();
+        none(docs::header(&document, &format!("#### {part}"), drawn));
+    }
+}
+
 /// Names in a folder, folders with a slash.
 fn names(folder: &str) -> Vec<String> {
     let name = |entry: std::io::Result<std::fs::DirEntry>| {

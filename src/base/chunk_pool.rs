@@ -485,6 +485,11 @@ impl ChunkRef {
     pub fn class(&self) -> usize {
         self.raw.class
     }
+
+    /// Whether both read the same chunk.
+    pub fn is_same(&self, other: &ChunkRef) -> bool {
+        Rc::ptr_eq(&self.raw, &other.raw)
+    }
 }
 
 impl Clone for ChunkRef {

@@ -9,7 +9,11 @@ pub mod copy;
 pub mod deadlines;
 #[cfg(feature = "server")]
 pub mod mailbox;
+#[cfg(feature = "server")]
+pub mod pages;
 pub mod prng;
+#[cfg(feature = "server")]
+pub mod range_set;
 #[cfg(feature = "server")]
 pub mod slot_map;
 #[cfg(feature = "server")]

@@ -190,6 +190,7 @@ fn may_come_back(reason: &LostReason) -> bool {
 fn options_of(queue: &QueueDescription) -> QueueOptions {
     QueueOptions {
         durable: queue.options.durable,
+        confirm: queue.options.confirm,
         messages_max: queue.options.messages_max,
         bytes_max: queue.options.bytes_max,
         on_full: queue.options.on_full,

@@ -10,7 +10,9 @@ use crate::cli::rules::{RuleArgs, without_default};
 use crate::cli::subscription;
 use crate::cli::table::{self, Align, Table, excerpt, thousands};
 use crate::cli::wall::rfc3339;
-use crate::client::{OnFull, Peeked, QueueChange, QueueCounters, QueueDescription, QueueOptions};
+use crate::client::{
+    ConfirmAt, OnFull, Peeked, QueueChange, QueueCounters, QueueDescription, QueueOptions,
+};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use std::fmt::Write as _;
@@ -38,9 +40,12 @@ enum Action {
         subscription: Vec<String>,
         #[command(flatten)]
         rules: Box<RuleArgs>,
-        /// Keep it on disk, and confirm messages when they are there (not in this version)
+        /// Keep it on disk: it outlives the broker, and messages are confirmed when they are safe
         #[arg(long)]
         durable: bool,
+        /// What a message of a durable queue has reached when it is confirmed
+        #[arg(long, requires = "durable", default_value = "synced")]
+        confirm: ConfirmArg,
     },
     /// List the queues, by name
     #[command(visible_alias = "ls")]
@@ -129,9 +134,27 @@ enum OnFullArg {
     DropNewest,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ConfirmArg {
+    /// The device keeps it, also when the power fails
+    Synced,
+    /// The system has it: it outlives the broker, not the machine
+    Written,
+}
+
+impl ConfirmArg {
+    fn wire(self) -> ConfirmAt {
+        match self {
+            ConfirmArg::Synced => ConfirmAt::Synced,
+            ConfirmArg::Written => ConfirmAt::Written,
+        }
+    }
+}
+
 const EXAMPLES: &str = "\
 Examples:
   forebay queue create orders
+  forebay queue create orders --durable
   forebay queue create recent --messages-max 1000 --on-full drop-oldest
   forebay queue create events --subscription billing --subscription search
   forebay queue create mail --lease 2m --max-attempts 5 --backoff exponential:10s..1h
@@ -142,9 +165,10 @@ Examples:
 `forebay help` lists the exit codes.";
 
 impl OptionArgs {
-    fn options(&self, durable: bool) -> QueueOptions {
+    fn options(&self, durable: bool, confirm: ConfirmArg) -> QueueOptions {
         QueueOptions {
             durable,
+            confirm: confirm.wire(),
             messages_max: self.messages_max.unwrap_or(0),
             bytes_max: self.bytes_max.unwrap_or(0),
             on_full: self.on_full.map_or(OnFull::Block, OnFullArg::wire),
@@ -180,8 +204,9 @@ impl OnFullArg {
 pub fn run(args: &QueueArgs) -> Outcome {
     let (broker, out) = (&args.broker, Output::new(args.broker.json));
     match &args.action {
-        Action::Create { name, options, subscription, rules, durable } => {
-            create(broker, out, name, &options.options(*durable), (subscription, rules))
+        Action::Create { name, options, subscription, rules, durable, confirm } => {
+            let options = options.options(*durable, *confirm);
+            create(broker, out, name, &options, (subscription, rules))
         }
         Action::List { prefix } => list(broker, out, prefix),
         Action::Show { name } => {
@@ -401,7 +426,11 @@ fn queue_text(queue: &QueueDescription) -> String {
     let options = &queue.options;
     let limit = |value: u64, shown: String| if value == 0 { "no limit".to_owned() } else { shown };
     let mut text = format!("{}\n", queue.name);
-    let kind = if options.durable { "durable" } else { "transient: it ends with the broker" };
+    let kind = match (options.durable, options.confirm) {
+        (false, _) => "transient: it ends with the broker",
+        (true, ConfirmAt::Written) => "durable, confirms when written",
+        (true, _) => "durable, confirms when synced",
+    };
     let lines = [
         ("kind", kind.to_owned()),
         ("created", rfc3339(queue.created_wall_us)),

@@ -48,7 +48,7 @@ pub mod tokio;
 pub use crate::protocol::error::ErrorCode;
 pub use crate::protocol::hot::Reached;
 pub use crate::protocol::wire::{
-    OnFull, PeekedMessageT as PeekedMessage, QueueCountersT as QueueCounters,
+    ConfirmAt, OnFull, PeekedMessageT as PeekedMessage, QueueCountersT as QueueCounters,
     QueueDescriptionT as QueueDescription, Start, StatsT as Stats,
     SubscriptionDescriptionT as SubscriptionDescription, TrimmedT as Trimmed,
 };

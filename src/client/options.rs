@@ -7,7 +7,7 @@ use crate::limits::{
     BATCH_RECORDS_BYTES_MAX, CREDIT_BYTES_MAX, CREDIT_MESSAGES_MAX, HEARTBEAT_MS_MAX,
     HEARTBEAT_MS_MIN, MIB, TOKEN_BYTES_MAX,
 };
-use crate::protocol::wire::{self, OnFull};
+use crate::protocol::wire::{self, ConfirmAt, OnFull};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -221,8 +221,10 @@ pub enum MissingQueue {
 /// Options of a queue. Zero limits mean none, or the broker's default for `message_bytes_max`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueOptions {
-    /// Confirms come when messages are on disk. Not in this version of the broker.
+    /// It outlives the broker, and confirms come when messages are on disk.
     pub durable: bool,
+    /// Of a durable queue: what a message has reached when its confirm comes.
+    pub confirm: ConfirmAt,
     /// Messages that the queue may hold.
     pub messages_max: u64,
     /// Bytes that the queue may hold.
@@ -237,6 +239,7 @@ impl QueueOptions {
     pub(crate) fn to_wire(&self) -> wire::QueueOptionsT {
         wire::QueueOptionsT {
             durable: self.durable,
+            confirm: self.confirm,
             messages_max: self.messages_max,
             bytes_max: self.bytes_max,
             on_full: self.on_full,

@@ -182,6 +182,62 @@ impl BatchPrefix {
     }
 }
 
+/// A batch behind its prefix, in place; only its header is checked.
+#[derive(Clone, Copy, Debug)]
+pub struct PrefixedBatch<'a> {
+    /// The broker's prefix.
+    pub prefix: BatchPrefix,
+    /// The producer's header.
+    pub header: BatchHeader,
+    /// Prefix, header and records.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> PrefixedBatch<'a> {
+    /// Header and records: the batch as its producer sent it.
+    pub fn wire(&self) -> &'a [u8] {
+        &self.bytes[BATCH_PREFIX_BYTES..]
+    }
+
+    /// Whether its own checksum is right.
+    pub fn is_whole(&self) -> bool {
+        crc32c(&self.wire()[4..]) == self.header.crc32c
+    }
+}
+
+/// Walks batches that stand one behind the other, each behind its prefix; stops at the end, or at
+/// the first whose header is none or which is not all there.
+#[derive(Clone, Debug)]
+pub struct Batches<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Batches<'a> {
+    /// Walks `bytes`, which should hold whole batches only.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Batches { rest: bytes }
+    }
+
+    /// What has not been walked. Empty after the last batch; not empty after damage.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+}
+
+impl<'a> Iterator for Batches<'a> {
+    type Item = PrefixedBatch<'a>;
+
+    fn next(&mut self) -> Option<PrefixedBatch<'a>> {
+        let (prefix, wire) = self.rest.split_at_checked(BATCH_PREFIX_BYTES)?;
+        let prefix = BatchPrefix::decode(prefix);
+        let header = BatchHeader::decode(wire).ok()?;
+        let bytes;
+        (bytes, self.rest) =
+            self.rest.split_at_checked(BATCH_PREFIX_BYTES + header.wire_bytes())?;
+        Some(PrefixedBatch { prefix, header, bytes })
+    }
+}
+
 /// A batch as a producer sends it, wholly checked.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {

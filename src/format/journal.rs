@@ -1,5 +1,6 @@
 //! The byte format of a journal, version 1: segments of groups of records. Groups are all that is
-//! ever written behind a segment's header; what a record's body means is said elsewhere.
+//! ever written behind a segment's header; `change` says what a record's body
+//! means.
 //!
 //! ```text
 //! segment = | header, zeros to 4 KiB | group | group | ... | what was there before, or zeros |
@@ -41,9 +42,10 @@
 //! from damage.
 
 use crate::base::checksum::crc32c;
+use crate::base::pages::Pages;
 use crate::format::{u16_at, u32_at, u64_at};
 use crate::limits::{
-    DISK_ALIGN_BYTES, JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_HEADER_BYTES,
+    DISK_ALIGN_BYTES, JOURNAL_BODY_BYTES_MAX, JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_HEADER_BYTES,
     JOURNAL_RECORD_HEADER_BYTES, JOURNAL_SEGMENT_HEADER_BYTES,
 };
 
@@ -54,8 +56,12 @@ pub const GROUP_MAGIC: u32 = u32::from_le_bytes(*b"FBJG");
 /// Version of the journal's layout.
 pub const VERSION: u16 = 1;
 
-/// Flag of a record: it was carried forward from a segment that was to be recycled.
+/// Flag of a record: it says again what was said before, so that the segments of that can go.
 pub const CARRIED: u8 = 1;
+/// Flag of a [`RecordKind::Publish`]: the message came by a move, whose name stands in the body.
+pub const MOVED: u8 = 2;
+/// Flag of a [`RecordKind::Publish`]: one fragment of a large message; the body says which.
+pub const FRAGMENT: u8 = 4;
 
 /// Which store a journal is of: random bytes, given when the store is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,26 +71,46 @@ pub struct StoreId(pub [u8; 16]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum RecordKind {
-    /// A batch that was published.
+    /// Batches that a queue has taken, by a publish or a move.
     Publish = 1,
-    /// Ranges of sequences that a subscription is done with.
+    /// Ranges of sequences that a subscription is done with, for whatever reason.
     Acks = 2,
     /// Failed attempts of a subscription's messages.
     Attempts = 3,
-    /// A queue and its options.
+    /// A queue, its options and where it is.
     Queue = 4,
     /// A queue was deleted.
     QueueDeleted = 5,
-    /// A subscription and its options.
+    /// A subscription, its options and where it is.
     Subscription = 6,
     /// A subscription was deleted.
     SubscriptionDeleted = 7,
     /// Where producers are in their sequences.
     Producers = 8,
-    /// A message went from one queue to another: a dead letter, or a redrive.
-    Moved = 9,
-    /// A part of a checkpoint.
-    Checkpoint = 10,
+    /// Moves to a queue that their sources have settled: it may forget them.
+    MovesSettled = 9,
+    /// Moves to a queue that are not settled yet, whatever became of their messages.
+    Moves = 10,
+}
+
+impl RecordKind {
+    /// The kind with this number; `None` if this version knows none.
+    pub fn from_number(number: u8) -> Option<RecordKind> {
+        use RecordKind::*;
+        let all = [
+            Publish,
+            Acks,
+            Attempts,
+            Queue,
+            QueueDeleted,
+            Subscription,
+            SubscriptionDeleted,
+            Producers,
+            MovesSettled,
+            Moves,
+        ];
+        all.into_iter().find(|&kind| kind as u8 == number)
+    }
 }
 
 /// One record of a group.
@@ -92,29 +118,23 @@ pub enum RecordKind {
 pub struct Record<'a> {
     /// A [`RecordKind`], or what a later program may have written; never 0.
     pub kind: u8,
-    /// [`CARRIED`], or what a later program may have written.
+    /// [`CARRIED`], [`MOVED`] and [`FRAGMENT`], or what a later program may have written.
     pub flags: u8,
     /// As it was appended.
     pub body: &'a [u8],
 }
 
-impl Record<'_> {
-    /// Bytes in a group.
-    pub fn encoded_bytes(&self) -> usize {
-        JOURNAL_RECORD_HEADER_BYTES + self.body.len()
-    }
-
-    /// Writes the record behind what `group` holds.
-    ///
-    /// # Panics
-    /// If the kind is 0 or the body does not fit any group.
-    pub fn encode(&self, group: &mut Vec<u8>) {
-        assert!(self.kind != 0, "all-zero bytes are no record");
-        assert!(self.body.len() <= JOURNAL_GROUP_BYTES_MAX, "a record fits a group");
-        group.extend_from_slice(&[self.kind, self.flags, 0, 0]);
-        group.extend_from_slice(&(self.body.len() as u32).to_le_bytes());
-        group.extend_from_slice(self.body);
-    }
+/// Writes a record behind what `group` holds; its body is all of the parts.
+///
+/// # Panics
+/// If the kind is 0 or the body does not fit any group.
+pub fn encode_record(kind: u8, flags: u8, body: &[&[u8]], group: &mut Pages) {
+    let body_bytes: usize = body.iter().map(|part| part.len()).sum();
+    assert!(kind != 0, "all-zero bytes are no record");
+    assert!(body_bytes <= JOURNAL_BODY_BYTES_MAX, "a record fits a group");
+    group.extend_from_slice(&[kind, flags, 0, 0]);
+    group.extend_from_slice(&(body_bytes as u32).to_le_bytes());
+    body.iter().for_each(|part| group.extend_from_slice(part));
 }
 
 /// Why bytes are not a segment header or not a group.
@@ -187,9 +207,11 @@ pub struct SegmentHeader {
 }
 
 impl SegmentHeader {
-    /// The header as the one block that it fills.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut block = vec![0; DISK_ALIGN_BYTES];
+    /// Writes the header into `pages`, which then hold the one block that it fills.
+    pub fn encode(&self, pages: &mut Pages) {
+        pages.clear();
+        pages.resize(DISK_ALIGN_BYTES);
+        let block = pages.as_mut_slice();
         block[4..8].copy_from_slice(&SEGMENT_MAGIC.to_le_bytes());
         block[8..10].copy_from_slice(&VERSION.to_le_bytes());
         block[16..32].copy_from_slice(&self.store.0);
@@ -201,7 +223,6 @@ impl SegmentHeader {
         block[72..80].copy_from_slice(&self.needed.to_le_bytes());
         let crc = crc32c(&block[4..JOURNAL_SEGMENT_HEADER_BYTES]);
         block[0..4].copy_from_slice(&crc.to_le_bytes());
-        block
     }
 
     /// Reads and checks the header of a segment; what is behind it is not looked at.
@@ -345,21 +366,22 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Makes a group of `image`, which has room for the header and then the records: writes the header
+/// Makes a group of `pages`, which have room for the header and then the records: writes the header
 /// and pads with zeros.
 ///
 /// # Panics
 /// If there is no record, or more than a group may hold.
 pub fn seal_group(
-    image: &mut Vec<u8>,
+    pages: &mut Pages,
     place: &GroupPlace,
     group: u64,
     synced: u64,
     record_count: u32,
 ) {
-    let used = image.len();
+    let used = pages.len();
     assert!(used > JOURNAL_GROUP_HEADER_BYTES && used <= JOURNAL_GROUP_BYTES_MAX);
     assert!(synced < group && record_count > 0);
+    let image = pages.as_mut_slice();
     image[0..16].fill(0);
     image[4..8].copy_from_slice(&GROUP_MAGIC.to_le_bytes());
     image[8..10].copy_from_slice(&VERSION.to_le_bytes());
@@ -373,7 +395,7 @@ pub fn seal_group(
     image[68..72].copy_from_slice(&record_count.to_le_bytes());
     let crc = crc32c(&image[4..]);
     image[0..4].copy_from_slice(&crc.to_le_bytes());
-    image.resize(group_image_bytes(used), 0);
+    pages.pad();
 }
 
 /// Bytes on disk of a group whose header and records take `used` bytes.

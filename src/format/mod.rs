@@ -11,6 +11,8 @@
 
 pub mod batch;
 #[cfg(feature = "server")]
+pub mod change;
+#[cfg(feature = "server")]
 pub mod chunk;
 pub mod dead_letter;
 #[cfg(feature = "server")]

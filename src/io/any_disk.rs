@@ -77,6 +77,34 @@ impl Disk for AnyDisk {
         }
     }
 
+    fn close(&mut self, file: FileId) {
+        match self {
+            AnyDisk::Uring(disk) => disk.close(file),
+            AnyDisk::Threads(disk) => disk.close(file),
+        }
+    }
+
+    fn names(&self, prefix: &str) -> std::io::Result<Vec<String>> {
+        match self {
+            AnyDisk::Uring(disk) => disk.names(prefix),
+            AnyDisk::Threads(disk) => disk.names(prefix),
+        }
+    }
+
+    fn file_len(&self, file: FileId) -> std::io::Result<u64> {
+        match self {
+            AnyDisk::Uring(disk) => disk.file_len(file),
+            AnyDisk::Threads(disk) => disk.file_len(file),
+        }
+    }
+
+    fn read_now(&mut self, file: FileId, offset: u64, into: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            AnyDisk::Uring(disk) => disk.read_now(file, offset, into),
+            AnyDisk::Threads(disk) => disk.read_now(file, offset, into),
+        }
+    }
+
     fn file_bytes(&self, file: FileId) -> std::io::Result<u64> {
         match self {
             AnyDisk::Uring(disk) => disk.file_bytes(file),

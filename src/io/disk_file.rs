@@ -1,61 +1,27 @@
 //! One file of a data directory: how it is opened, how large it is, and the system calls on it
 //! that block.
 
-use crate::io::disk_table::{Extent, Step, Transfer};
+use crate::io::disk_table::{Extent, Keep, Step, Transfer};
 use crate::limits::DISK_ALIGN_BYTES;
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-
-/// The directory of a disk.
-pub(super) struct Directory {
-    path: PathBuf,
-    /// Once a file was opened.
-    opened: Option<File>,
-}
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// An open file.
 pub(super) struct DiskFile {
     pub(super) file: File,
     /// Opened with O_DIRECT: offsets and lengths must stay aligned.
     pub(super) direct: bool,
-}
-
-impl Directory {
-    pub(super) fn new(path: &Path) -> Directory {
-        Directory { path: path.to_owned(), opened: None }
-    }
-
-    /// Opens a file, made if it is missing.
-    pub(super) fn open(&mut self, name: &str) -> std::io::Result<DiskFile> {
-        if name.is_empty() || name.contains('/') || name == "." || name == ".." {
-            return Err(Error::new(ErrorKind::InvalidInput, "not the name of a file"));
-        }
-        let file = DiskFile::open(&self.path.join(name))?;
-        if self.opened.is_none() {
-            self.opened = Some(File::open(&self.path)?);
-        }
-        // So that a file that was just made is still there after a crash.
-        self.opened.iter().try_for_each(File::sync_all)?;
-        Ok(file)
-    }
-
-    /// Free bytes of the file system, without those that only root may use.
-    pub(super) fn free_bytes(&self) -> Option<u64> {
-        let directory = self.opened.as_ref()?;
-        // SAFETY: plain numbers, for which all zeros is a value.
-        let mut answer: libc::statvfs = unsafe { std::mem::zeroed() };
-        // SAFETY: `answer` is a valid place for the answer, alone ours; the file is open.
-        let outcome = unsafe { libc::fstatvfs(directory.as_raw_fd(), &raw mut answer) };
-        (outcome == 0).then(|| answer.f_bavail.saturating_mul(answer.f_frsize))
-    }
+    /// It refused a write that is to keep itself: a sync follows each of them instead.
+    refuses_dsync: AtomicBool,
 }
 
 impl DiskFile {
     /// With O_DIRECT if the file system takes it.
-    fn open(path: &Path) -> std::io::Result<DiskFile> {
+    pub(super) fn open(path: &Path) -> std::io::Result<DiskFile> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         let mut direct_options = options.clone();
@@ -63,9 +29,38 @@ impl DiskFile {
         if let Ok(file) = direct_options.open(path)
             && takes_aligned_reads(&file)
         {
-            return Ok(DiskFile { file, direct: true });
+            return Ok(DiskFile::new(file, true));
         }
-        Ok(DiskFile { file: options.open(path)?, direct: false })
+        Ok(DiskFile::new(options.open(path)?, false))
+    }
+
+    fn new(file: File, direct: bool) -> DiskFile {
+        DiskFile { file, direct, refuses_dsync: AtomicBool::new(false) }
+    }
+
+    /// Length, holes included.
+    pub(super) fn file_len(&self) -> std::io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// Reads until `into` is full or the file ends.
+    pub(super) fn read_now(&self, offset: u64, into: &mut [u8]) -> std::io::Result<usize> {
+        let numbers = [offset, into.as_ptr().addr() as u64, into.len() as u64];
+        assert!(numbers.iter().all(|number| number.is_multiple_of(DISK_ALIGN_BYTES as u64)));
+        let mut done = 0;
+        while done < into.len() {
+            match self.file.read_at(&mut into[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(bytes) => done += bytes,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            // A direct read stops inside a block only where the file does.
+            if self.direct && !done.is_multiple_of(DISK_ALIGN_BYTES) {
+                break;
+            }
+        }
+        Ok(done)
     }
 
     /// Bytes from the start that have blocks, as far as the file system says; else those before
@@ -115,20 +110,44 @@ impl DiskFile {
         }
     }
 
-    pub(super) fn write(&self, transfer: &mut Transfer) -> Result<usize, ErrorKind> {
-        loop {
-            let parts = transfer.parts();
-            // SAFETY: the transfer's parts are alive and unchanging (see `DiskTable`), and no more
-            // of them than the system takes (`limits`).
-            let outcome = unsafe {
-                let (count, offset) = (parts.len() as libc::c_int, transfer.offset() as i64);
-                libc::pwritev(self.file.as_raw_fd(), parts.as_ptr(), count, offset)
-            };
-            let Some(bytes) = bytes_of(outcome)? else { continue };
-            if let Step::Ended(result) = transfer.handle_written(bytes, self.direct) {
-                return result;
+    pub(super) fn write(&self, transfer: &mut Transfer, keep: Keep) -> Result<usize, ErrorKind> {
+        let mut dsync = keep != Keep::Later && !self.refuses_dsync.load(Ordering::Relaxed);
+        let bytes = loop {
+            match self.write_some(transfer, dsync) {
+                Ok(bytes) => {
+                    if let Step::Ended(result) = transfer.handle_written(bytes, self.direct) {
+                        break result?;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if dsync && refuses_dsync(&error) => {
+                    self.refuses_dsync.store(true, Ordering::Relaxed);
+                    dsync = false;
+                }
+                Err(error) => return Err(error.kind()),
             }
+        };
+        if keep != Keep::Later && !dsync {
+            self.sync()?;
         }
+        Ok(bytes)
+    }
+
+    /// One call; the device keeps what it wrote if `dsync`.
+    fn write_some(&self, transfer: &Transfer, dsync: bool) -> std::io::Result<usize> {
+        let parts = transfer.parts();
+        let (file, count) = (self.file.as_raw_fd(), parts.len() as libc::c_int);
+        let offset = transfer.offset() as libc::off_t;
+        // SAFETY: the transfer's parts are alive and unchanging (see `DiskTable`), and no more of
+        // them than the system takes (`limits`).
+        let outcome = unsafe {
+            if dsync {
+                libc::pwritev2(file, parts.as_ptr(), count, offset, libc::RWF_DSYNC)
+            } else {
+                libc::pwritev(file, parts.as_ptr(), count, offset)
+            }
+        };
+        usize::try_from(outcome).map_err(|_| Error::last_os_error())
     }
 
     /// Fewer bytes than asked for only at the end of the file.
@@ -231,6 +250,13 @@ pub(super) const RELEASE_MODE: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::
 /// A file system that cannot be asked for blocks gives them to each write.
 pub(super) fn allocated_as_written(error: ErrorKind) -> Result<usize, ErrorKind> {
     if error == ErrorKind::Unsupported { Ok(0) } else { Err(error) }
+}
+
+/// A write with RWF_DSYNC failed so because of that flag: the kernel does not know it, or the file
+/// system does not take it.
+pub(super) fn refuses_dsync(error: &Error) -> bool {
+    let errnos = [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSYS];
+    error.raw_os_error().is_some_and(|errno| errnos.contains(&errno))
 }
 
 /// What a call has brought; `None` if it was interrupted.

@@ -1,7 +1,8 @@
-//! What is under way on a disk: each request with the chunks that keep its bytes alive and in
+//! What is under way on a disk: each request with the memory that keeps its bytes alive and in
 //! place, and how far a transfer has come. Both backends keep one.
 
 use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
+use crate::base::pages::Pages;
 use crate::io::{DiskCompletion, DiskRequest, FileId};
 use crate::limits::{DISK_ALIGN_BYTES, DISK_WRITE_CHUNKS_MAX};
 use std::io::ErrorKind;
@@ -9,6 +10,7 @@ use std::io::ErrorKind;
 /// A request that is under way.
 enum UnderWay {
     Write { tag: u64, _chunks: Vec<SealedChunk> },
+    WritePages { tag: u64, pages: Pages },
     Read { tag: u64, into: ChunkWriter },
     Sync { tag: u64 },
     Allocate { tag: u64 },
@@ -17,11 +19,22 @@ enum UnderWay {
 
 /// What to do for an entry.
 pub(super) enum Work {
-    Write(Transfer),
+    Write(Transfer, Keep),
     Read(Transfer),
     Sync,
     Allocate(Extent),
     Release(Extent),
+}
+
+/// When the device has to keep what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// When somebody asks.
+    Later,
+    /// Before the write ends (RWF_DSYNC).
+    ByWrite,
+    /// By a sync behind the write, which does not take the flag.
+    BySync,
 }
 
 /// A part of a file.
@@ -63,7 +76,16 @@ impl DiskTable {
                     iov_len: chunk.image().len(),
                 };
                 let transfer = Transfer::new(offset, chunks.iter().map(part).collect());
-                (file, Work::Write(transfer), UnderWay::Write { tag, _chunks: chunks })
+                let work = Work::Write(transfer, Keep::Later);
+                (file, work, UnderWay::Write { tag, _chunks: chunks })
+            }
+            DiskRequest::WritePages { tag, file, offset, mut pages, sync } => {
+                assert!(!pages.is_empty());
+                let all = pages.as_mut_slice();
+                let part = libc::iovec { iov_base: all.as_mut_ptr().cast(), iov_len: all.len() };
+                let keep = if sync { Keep::ByWrite } else { Keep::Later };
+                let work = Work::Write(Transfer::new(offset, vec![part]), keep);
+                (file, work, UnderWay::WritePages { tag, pages })
             }
             DiskRequest::Read { tag, file, offset, bytes, mut into } => {
                 let mut start = std::ptr::null_mut();
@@ -97,6 +119,9 @@ impl DiskTable {
         let done = result.map(drop);
         match under_way {
             UnderWay::Write { tag, _chunks } => DiskCompletion::Written { tag, result: done },
+            UnderWay::WritePages { tag, pages } => {
+                DiskCompletion::WrotePages { tag, pages, result: done }
+            }
             UnderWay::Sync { tag } => DiskCompletion::Synced { tag, result: done },
             UnderWay::Allocate { tag } => DiskCompletion::Allocated { tag, result: done },
             UnderWay::Release { tag } => DiskCompletion::Released { tag, result: done },

@@ -3,12 +3,14 @@
 //! backends below call the system.
 //!
 //! Nothing here calls back: `poll` fills a list of events, completions are polled, and every
-//! outcome is a value. No method blocks but [`Net::poll`], the thread's one blocking point.
+//! outcome is a value. No method blocks but [`Net::poll`], the thread's one blocking point, and
+//! those of [`Disk`] that say so.
 
 pub mod affinity;
 pub mod any_disk;
 pub mod clock;
 mod disk_file;
+mod disk_files;
 mod disk_table;
 pub mod memory;
 pub mod mio_net;
@@ -18,6 +20,7 @@ pub mod uring_disk;
 pub mod volume;
 
 use crate::base::chunk_pool::{ChunkWriter, SealedChunk};
+use crate::base::pages::Pages;
 use crate::base::time::Now;
 use std::io::{ErrorKind, IoSlice};
 use std::net::SocketAddr;
@@ -167,6 +170,20 @@ pub enum DiskRequest {
         /// until the completion is polled.
         chunks: Vec<SealedChunk>,
     },
+    /// Writes whole pages.
+    WritePages {
+        /// Comes back with the completion.
+        tag: u64,
+        /// Where.
+        file: FileId,
+        /// Of the first page, from the file's start.
+        offset: u64,
+        /// What, at least one page; comes back with the completion.
+        pages: Pages,
+        /// The device keeps these bytes, and the length that the file needs for them, before the
+        /// completion comes. What was written otherwise is not asked for.
+        sync: bool,
+    },
     /// Reads an image into an empty chunk.
     Read {
         /// Comes back with the completion.
@@ -223,6 +240,16 @@ pub enum DiskCompletion {
         /// How it ended.
         result: Result<(), ErrorKind>,
     },
+    /// All bytes are with the system, and with the device if that was asked for; or the write
+    /// failed, and then any part of it may be there.
+    WrotePages {
+        /// The request's.
+        tag: u64,
+        /// What was written, for use again.
+        pages: Pages,
+        /// How it ended.
+        result: Result<(), ErrorKind>,
+    },
     /// A read has ended. Fewer bytes than asked for means that the file ends there.
     Read {
         /// The request's.
@@ -257,11 +284,37 @@ pub enum DiskCompletion {
 
 /// Files of one shard. Backends finish short reads and writes and EINTR by themselves.
 pub trait Disk {
-    /// Opens a file of the data directory, made if it is missing. Blocks; for boot, not for ticks.
+    /// Opens a file of the data directory, made if it is missing; that it is there survives a
+    /// crash. At most [`DISK_FILES_MAX`](crate::limits::DISK_FILES_MAX) are open at a time. Blocks;
+    /// for boot, and for what happens seldom.
+    ///
+    /// # Errors
+    /// As the system says; `QuotaExceeded` when no number is free.
+    fn open(&mut self, name: &str) -> std::io::Result<FileId>;
+    /// Closes a file, on which nothing is under way; its number may be used again.
+    ///
+    /// # Panics
+    /// If it is not open.
+    fn close(&mut self, file: FileId);
+    /// The names of the files of the data directory that begin with `prefix`, in order. Blocks; for
+    /// boot, not for ticks.
     ///
     /// # Errors
     /// As the system says.
-    fn open(&mut self, name: &str) -> std::io::Result<FileId>;
+    fn names(&self, prefix: &str) -> std::io::Result<Vec<String>>;
+    /// Length of the file, holes included. Blocks; for boot, not for ticks.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn file_len(&self, file: FileId) -> std::io::Result<u64>;
+    /// Reads until `into` is full or the file ends; how many bytes that were. The address of `into`
+    /// and its length must be multiples of
+    /// [`DISK_ALIGN_BYTES`](crate::limits::DISK_ALIGN_BYTES), as those of whole [`Pages`] are, and
+    /// so must `offset`. Blocks; for boot, not for ticks.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn read_now(&mut self, file: FileId, offset: u64, into: &mut [u8]) -> std::io::Result<usize>;
     /// Bytes from the file's start that surely have blocks; there may be more behind a hole.
     /// Blocks; for boot, not for ticks.
     ///

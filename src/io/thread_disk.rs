@@ -4,7 +4,8 @@
 //! do there, and give back the number in the table. The table outlives the threads: they are
 //! joined before it is dropped.
 
-use crate::io::disk_file::{Directory, DiskFile};
+use crate::io::disk_file::DiskFile;
+use crate::io::disk_files::DiskFiles;
 use crate::io::disk_table::{DiskTable, Work};
 use crate::io::{Disk, DiskCompletion, DiskRequest, FileId};
 use crate::limits::DISK_DEPTH;
@@ -40,7 +41,7 @@ struct Job {
     work: Work,
 }
 
-// SAFETY: the work's pointers are into the chunks of table entry `entry`, whose handles stay in
+// SAFETY: the work's pointers are into the chunks or pages of table entry `entry`, which stay in
 // the table until this job's completion is polled; the bytes of a write do not change while a
 // handle lives, those of a read are touched by nobody else, for the table holds their only writer.
 // The table outlives the threads (`ThreadDisk::drop` joins them first). The rest is Send by itself.
@@ -65,9 +66,8 @@ struct Shared {
 
 /// See the module.
 pub struct ThreadDisk {
-    directory: Directory,
+    files: DiskFiles,
     shape: ThreadDiskShape,
-    files: Vec<Arc<DiskFile>>,
     table: DiskTable,
     /// Not flushed yet.
     submitted: Vec<Job>,
@@ -82,9 +82,8 @@ impl ThreadDisk {
         let queue = Mutex::new(JobQueue { jobs: VecDeque::new(), ending: false });
         let done = ArrayQueue::new(shape.depth);
         ThreadDisk {
-            directory: Directory::new(directory),
+            files: DiskFiles::new(directory),
             shape,
-            files: Vec::new(),
             table: DiskTable::new(shape.depth),
             submitted: Vec::new(),
             shared: Arc::new(Shared { queue, work: Condvar::new(), done, wake_up }),
@@ -110,28 +109,41 @@ impl ThreadDisk {
 
 impl Disk for ThreadDisk {
     fn open(&mut self, name: &str) -> std::io::Result<FileId> {
-        let number = u32::try_from(self.files.len()).map_err(|_| ErrorKind::QuotaExceeded)?;
-        let file = self.directory.open(name)?;
         self.start()?;
-        self.files.push(Arc::new(file));
-        Ok(FileId(number))
+        self.files.open(name)
+    }
+
+    fn close(&mut self, file: FileId) {
+        self.files.close(file);
+    }
+
+    fn names(&self, prefix: &str) -> std::io::Result<Vec<String>> {
+        self.files.names(prefix)
+    }
+
+    fn file_len(&self, file: FileId) -> std::io::Result<u64> {
+        self.files.at(file).file_len()
+    }
+
+    fn read_now(&mut self, file: FileId, offset: u64, into: &mut [u8]) -> std::io::Result<usize> {
+        self.files.at(file).read_now(offset, into)
     }
 
     fn file_bytes(&self, file: FileId) -> std::io::Result<u64> {
-        self.files[file.0 as usize].block_bytes()
+        self.files.at(file).block_bytes()
     }
 
     fn cut(&mut self, file: FileId, bytes: u64) -> std::io::Result<()> {
-        self.files[file.0 as usize].file.set_len(bytes)
+        self.files.at(file).file.set_len(bytes)
     }
 
     fn free_bytes(&self) -> Option<u64> {
-        self.directory.free_bytes()
+        self.files.free_bytes()
     }
 
     fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest> {
         let (entry, file, work) = self.table.begin(request)?;
-        let file = Arc::clone(&self.files[file.0 as usize]);
+        let file = Arc::clone(self.files.at(file));
         self.submitted.push(Job { entry, file, work });
         Ok(())
     }
@@ -202,7 +214,7 @@ impl Job {
     /// The pointers that a transfer has are good: see `impl Send for Job`.
     fn run(self) -> Result<usize, ErrorKind> {
         match self.work {
-            Work::Write(mut transfer) => self.file.write(&mut transfer),
+            Work::Write(mut transfer, keep) => self.file.write(&mut transfer, keep),
             Work::Read(mut transfer) => self.file.read(&mut transfer),
             Work::Sync => self.file.sync(),
             Work::Allocate(extent) => self.file.allocate(extent),

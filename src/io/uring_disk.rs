@@ -12,8 +12,9 @@
 
 mod requests;
 
-use crate::io::disk_file::{Directory, DiskFile, RELEASE_MODE};
-use crate::io::disk_table::Work;
+use crate::io::disk_file::RELEASE_MODE;
+use crate::io::disk_files::DiskFiles;
+use crate::io::disk_table::{Keep, Work};
 use crate::io::{Disk, DiskCompletion, DiskRequest, FileId};
 use crate::limits::DISK_FILES_MAX;
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
@@ -78,9 +79,8 @@ fn advice(error: &Error) -> String {
 
 /// See the module. Stays on the thread that made it.
 pub struct UringDisk {
-    directory: Directory,
-    /// By number; each is registered with the ring under the same.
-    files: Vec<DiskFile>,
+    /// Each is registered with the ring under its number.
+    files: DiskFiles,
     requests: Requests,
     ring: IoUring,
     /// Completions wait for a call of ours that asks for them.
@@ -112,15 +112,13 @@ impl UringDisk {
         {
             return Err(Refusal::TooOld { operation });
         }
-        let none = vec![-1; DISK_FILES_MAX];
-        submitter.register_files(&none).map_err(refused("io_uring_register(files)"))?;
+        register_files(&ring).map_err(refused("io_uring_register(files)"))?;
         let event = eventfd().map_err(refused("eventfd"))?;
         submitter
             .register_eventfd(event.as_raw_fd())
             .map_err(refused("io_uring_register(eventfd)"))?;
         Ok(UringDisk {
-            directory: Directory::new(directory),
-            files: Vec::new(),
+            files: DiskFiles::new(directory),
             requests: Requests::new(depth),
             ring,
             deferred,
@@ -180,30 +178,48 @@ impl UringDisk {
 
 impl Disk for UringDisk {
     fn open(&mut self, name: &str) -> std::io::Result<FileId> {
-        let number = self.files.len() as u32;
-        if number as usize >= DISK_FILES_MAX {
-            return Err(Error::new(ErrorKind::QuotaExceeded, "too many files of one disk"));
+        let file = self.files.open(name)?;
+        let number = self.files.at(file).file.as_raw_fd();
+        if let Err(error) = self.ring.submitter().register_files_update(file.0, &[number]) {
+            self.files.close(file);
+            return Err(error);
         }
-        let file = self.directory.open(name)?;
-        self.ring.submitter().register_files_update(number, &[file.file.as_raw_fd()])?;
-        self.files.push(file);
-        Ok(FileId(number))
+        Ok(file)
+    }
+
+    fn close(&mut self, file: FileId) {
+        self.files.close(file);
+        self.requests.forget(file);
+        // Where that fails the ring keeps the file open until the number is used again.
+        drop(self.ring.submitter().register_files_update(file.0, &[-1]));
+    }
+
+    fn names(&self, prefix: &str) -> std::io::Result<Vec<String>> {
+        self.files.names(prefix)
+    }
+
+    fn file_len(&self, file: FileId) -> std::io::Result<u64> {
+        self.files.at(file).file_len()
+    }
+
+    fn read_now(&mut self, file: FileId, offset: u64, into: &mut [u8]) -> std::io::Result<usize> {
+        self.files.at(file).read_now(offset, into)
     }
 
     fn file_bytes(&self, file: FileId) -> std::io::Result<u64> {
-        self.files[file.0 as usize].block_bytes()
+        self.files.at(file).block_bytes()
     }
 
     fn cut(&mut self, file: FileId, bytes: u64) -> std::io::Result<()> {
-        self.files[file.0 as usize].file.set_len(bytes)
+        self.files.at(file).file.set_len(bytes)
     }
 
     fn free_bytes(&self) -> Option<u64> {
-        self.directory.free_bytes()
+        self.files.free_bytes()
     }
 
     fn submit(&mut self, request: DiskRequest) -> Result<(), DiskRequest> {
-        self.requests.submit(request, |file| self.files[file.0 as usize].direct)
+        self.requests.submit(request, |file| self.files.at(file).direct)
     }
 
     fn flush(&mut self) {
@@ -273,6 +289,20 @@ fn ring(depth: u32) -> Result<(IoUring, bool), Refusal> {
     }
 }
 
+/// Places for open files, all of them free: no more than the process may open, or it is refused.
+fn register_files(ring: &IoUring) -> std::io::Result<()> {
+    const FILES_MIN: usize = 16;
+    let mut none = vec![-1; DISK_FILES_MAX];
+    loop {
+        match ring.submitter().register_files(&none) {
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) && none.len() > FILES_MIN => {
+                none.truncate(none.len() / 2);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 fn refused(call: &'static str) -> impl FnOnce(Error) -> Refusal {
     move |error| Refusal::System { call, error }
 }
@@ -289,10 +319,11 @@ fn eventfd() -> std::io::Result<OwnedFd> {
 
 fn operation(file: types::Fixed, work: &Work) -> squeue::Entry {
     match work {
-        Work::Write(transfer) => {
+        Work::Write(transfer, keep) => {
             let parts = transfer.parts();
+            let flags = if *keep == Keep::ByWrite { libc::RWF_DSYNC } else { 0 };
             let write = opcode::Writev::new(file, parts.as_ptr(), parts.len() as u32);
-            write.offset(transfer.offset()).build()
+            write.offset(transfer.offset()).rw_flags(flags).build()
         }
         Work::Read(transfer) => {
             let parts = transfer.parts();

@@ -105,6 +105,90 @@ impl<'a> ::flatbuffers::Verifiable for OnFull {
 
 impl ::flatbuffers::SimpleToVerifyInSlice for OnFull {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_CONFIRM_AT: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_CONFIRM_AT: u8 = 1;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_CONFIRM_AT: [ConfirmAt; 2] = [
+  ConfirmAt::Synced,
+  ConfirmAt::Written,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct ConfirmAt(pub u8);
+#[allow(non_upper_case_globals)]
+impl ConfirmAt {
+  pub const Synced: Self = Self(0);
+  pub const Written: Self = Self(1);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 1;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Synced,
+    Self::Written,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Synced => Some("Synced"),
+      Self::Written => Some("Written"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for ConfirmAt {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for ConfirmAt {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for ConfirmAt {
+    type Output = ConfirmAt;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for ConfirmAt {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for ConfirmAt {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for ConfirmAt {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_BACKOFF_KIND: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MAX_BACKOFF_KIND: u8 = 4;
@@ -1164,6 +1248,7 @@ impl<'a> QueueOptions<'a> {
   pub const VT_BYTES_MAX: ::flatbuffers::VOffsetT = 8;
   pub const VT_ON_FULL: ::flatbuffers::VOffsetT = 10;
   pub const VT_MESSAGE_BYTES_MAX: ::flatbuffers::VOffsetT = 12;
+  pub const VT_CONFIRM: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1178,6 +1263,7 @@ impl<'a> QueueOptions<'a> {
     builder.add_message_bytes_max(args.message_bytes_max);
     builder.add_bytes_max(args.bytes_max);
     builder.add_messages_max(args.messages_max);
+    builder.add_confirm(args.confirm);
     builder.add_on_full(args.on_full);
     builder.add_durable(args.durable);
     builder.finish()
@@ -1189,12 +1275,14 @@ impl<'a> QueueOptions<'a> {
     let bytes_max = self.bytes_max();
     let on_full = self.on_full();
     let message_bytes_max = self.message_bytes_max();
+    let confirm = self.confirm();
     QueueOptionsT {
       durable,
       messages_max,
       bytes_max,
       on_full,
       message_bytes_max,
+      confirm,
     }
   }
 
@@ -1233,6 +1321,13 @@ impl<'a> QueueOptions<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(QueueOptions::VT_MESSAGE_BYTES_MAX, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn confirm(&self) -> ConfirmAt {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<ConfirmAt>(QueueOptions::VT_CONFIRM, Some(ConfirmAt::Synced)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for QueueOptions<'_> {
@@ -1246,6 +1341,7 @@ impl ::flatbuffers::Verifiable for QueueOptions<'_> {
      .visit_field::<u64>("bytes_max", Self::VT_BYTES_MAX, false)?
      .visit_field::<OnFull>("on_full", Self::VT_ON_FULL, false)?
      .visit_field::<u64>("message_bytes_max", Self::VT_MESSAGE_BYTES_MAX, false)?
+     .visit_field::<ConfirmAt>("confirm", Self::VT_CONFIRM, false)?
      .finish();
     Ok(())
   }
@@ -1256,6 +1352,7 @@ pub struct QueueOptionsArgs {
     pub bytes_max: u64,
     pub on_full: OnFull,
     pub message_bytes_max: u64,
+    pub confirm: ConfirmAt,
 }
 impl<'a> Default for QueueOptionsArgs {
   #[inline]
@@ -1266,6 +1363,7 @@ impl<'a> Default for QueueOptionsArgs {
       bytes_max: 0,
       on_full: OnFull::Block,
       message_bytes_max: 0,
+      confirm: ConfirmAt::Synced,
     }
   }
 }
@@ -1296,6 +1394,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> QueueOptionsBuilder<'a, 'b, A
     self.fbb_.push_slot::<u64>(QueueOptions::VT_MESSAGE_BYTES_MAX, message_bytes_max, 0);
   }
   #[inline]
+  pub fn add_confirm(&mut self, confirm: ConfirmAt) {
+    self.fbb_.push_slot::<ConfirmAt>(QueueOptions::VT_CONFIRM, confirm, ConfirmAt::Synced);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> QueueOptionsBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     QueueOptionsBuilder {
@@ -1318,6 +1420,7 @@ impl ::core::fmt::Debug for QueueOptions<'_> {
       ds.field("bytes_max", &self.bytes_max());
       ds.field("on_full", &self.on_full());
       ds.field("message_bytes_max", &self.message_bytes_max());
+      ds.field("confirm", &self.confirm());
       ds.finish()
   }
 }
@@ -1329,6 +1432,7 @@ pub struct QueueOptionsT {
   pub bytes_max: u64,
   pub on_full: OnFull,
   pub message_bytes_max: u64,
+  pub confirm: ConfirmAt,
 }
 impl Default for QueueOptionsT {
   fn default() -> Self {
@@ -1338,6 +1442,7 @@ impl Default for QueueOptionsT {
       bytes_max: 0,
       on_full: OnFull::Block,
       message_bytes_max: 0,
+      confirm: ConfirmAt::Synced,
     }
   }
 }
@@ -1351,12 +1456,14 @@ impl QueueOptionsT {
     let bytes_max = self.bytes_max;
     let on_full = self.on_full;
     let message_bytes_max = self.message_bytes_max;
+    let confirm = self.confirm;
     QueueOptions::create(_fbb, &QueueOptionsArgs{
       durable,
       messages_max,
       bytes_max,
       on_full,
       message_bytes_max,
+      confirm,
     })
   }
 }

@@ -181,6 +181,7 @@ fn requests() -> Vec<Request> {
         bytes_max: u64::MAX,
         on_full: wire::OnFull::DropOldest,
         message_bytes_max: 7,
+        confirm: wire::ConfirmAt::Written,
     };
     let hello = wire::HelloT {
         client_name: Some("example".to_owned()),

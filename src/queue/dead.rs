@@ -133,6 +133,12 @@ impl DeadLetters {
         waiting.chain(self.out.values()).map(|dead| &dead.portion)
     }
 
+    /// Everything held, and why.
+    pub fn reasons(&self) -> impl Iterator<Item = (MoveReason, &Portion)> {
+        let waiting = self.waiting.values().chain(self.refused.values());
+        waiting.chain(self.out.values()).map(|dead| (dead.reason, &dead.portion))
+    }
+
     /// Adds dead letters.
     pub fn put(&mut self, portion: Portion, reason: MoveReason, text: Rc<str>) {
         self.text_bytes += text.len();
@@ -153,8 +159,14 @@ impl DeadLetters {
         true
     }
 
-    /// The next one to go. Waits for its records where they are on disk.
-    pub fn poll(&mut self, subscription: Key, now: Mono, log: &mut Log) -> Option<MoveOut> {
+    /// The next one to go, if it is before `end`. Waits for its records where they are on disk.
+    pub fn poll(
+        &mut self,
+        subscription: Key,
+        now: Mono,
+        end: u64,
+        log: &mut Log,
+    ) -> Option<MoveOut> {
         // A refusal since may have begun a pause: then it is that end that is waited for.
         self.waits = false;
         if self.out_dead >= MOVES_MAX {
@@ -172,7 +184,8 @@ impl DeadLetters {
             true => self.refused.first_key_value().map(|(_, dead)| dead.portion.run),
             false => self.waiting.first_key_value().map(|(_, dead)| dead.portion.run),
         };
-        self.waits = log.need(&next?).is_err();
+        let next = next.filter(|next| next.sequence + u64::from(next.count) <= end)?;
+        self.waits = log.need(&next).is_err();
         if self.waits {
             return None;
         }

@@ -64,6 +64,11 @@ impl DueSet {
         self.waiting.values().map(|(_, portion)| portion)
     }
 
+    /// The same, with the time when they are due.
+    pub fn waiting_with_due(&self) -> impl Iterator<Item = (Mono, &Portion)> {
+        self.waiting.values().map(|(due, portion)| (*due, portion))
+    }
+
     /// Adds what is ready.
     pub fn put_ready(&mut self, portion: Portion) {
         debug_assert!(portion.left() > 0);

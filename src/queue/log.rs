@@ -17,6 +17,7 @@ use crate::limits::{
     MIB, RECORD_HEADER_BYTES, SUBSCRIPTIONS_MAX,
 };
 use crate::queue::memory::{Account, Memory, MemoryFull};
+use crate::queue::outbox::Appended;
 use crate::queue::skips::Skips;
 use crate::storage::slots::Place;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -266,6 +267,38 @@ impl Log {
         tail.filled += bytes as u32;
         tail.records_bytes += (wire.len() - BATCH_HEADER_BYTES) as u32;
         Ok(())
+    }
+
+    /// The next message gets `sequence`, which is not behind the next one.
+    pub(super) fn go_on_at(&mut self, sequence: u64) {
+        debug_assert!(sequence >= self.next_sequence);
+        if sequence > self.next_sequence {
+            // Within a chunk sequences have no gap.
+            self.close_tail();
+            self.next_sequence = sequence;
+        }
+    }
+
+    /// The front of the chunk, or of the chain, that was appended to last.
+    pub(super) fn start_of_last(&self) -> Position {
+        let newest =
+            self.chunks.iter().rev().position(|chunk| chunk.as_ref().is_some_and(|c| c.count > 0));
+        let behind = newest.map_or(0, |nth| nth + 1);
+        Position::chunk_start(self.front + (self.chunks.len() - behind) as u64)
+    }
+
+    /// The batch that was appended last, of so many bytes with its prefix.
+    pub(super) fn last_batch(&self, bytes: usize, record_count: u32) -> Appended {
+        let writer = self.writer.as_ref().expect("a batch was appended there");
+        let end = writer.filled_bytes();
+        Appended {
+            chunk: writer.reader(),
+            range: end - bytes..end,
+            fragment: None,
+            moved: None,
+            first_sequence: self.next_sequence - u64::from(record_count),
+            end_sequence: self.next_sequence,
+        }
     }
 
     /// Appends a whole large message, whose fragments stand in `chunks` behind prefixes without a

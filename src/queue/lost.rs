@@ -21,7 +21,7 @@ impl Subscription {
         self.dead_lettering -= counts[2];
         for portion in ready.iter().chain(&waiting).chain(&dead) {
             self.uncharge(portion.charge());
-            parts.log.done(portion.run.at.chunk, portion.left());
+            parts.done(portion);
         }
         let ahead = self.lose_ahead(lost, parts);
         self.waits = None;
@@ -60,7 +60,7 @@ impl Subscription {
         let at = self.cursor;
         for (from, to) in holes {
             self.skips.add(from, to);
-            parts.log.done_between(at, from, to);
+            parts.done_between(at, from, to);
         }
         self.settle_cursor(parts.log);
         self.ready -= count;
@@ -84,7 +84,7 @@ impl Subscription {
             self.in_flight -= count;
             self.uncharge(gone.charge());
             self.note_span(&gone);
-            parts.log.done(gone.run.at.chunk, gone.left());
+            parts.done(&gone);
             self.note_lost(count, parts);
         }
         (portion.left() > 0).then_some(portion)

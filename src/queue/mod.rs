@@ -17,11 +17,13 @@ pub mod consumer;
 pub mod counters;
 pub mod dead;
 mod due;
+pub mod durable;
 pub mod lease;
 pub mod log;
 mod lost;
 pub mod memory;
 pub mod moved;
+pub mod outbox;
 mod peek;
 mod pick;
 pub mod policy;
@@ -29,6 +31,7 @@ pub mod portion;
 pub mod producer;
 mod publish;
 mod pulls;
+pub mod restore;
 mod settle;
 mod skips;
 pub mod spill;
@@ -43,14 +46,15 @@ mod tests;
 use crate::base::prng::Prng;
 use crate::base::slot_map::{Key, SlotMap};
 use crate::base::time::{Mono, Now, Wall};
+use crate::format::change::MoveName;
 use crate::limits::BATCH_BYTES_MAX;
 use crate::protocol::error::ErrorCode;
-use crate::protocol::hot::Confirm;
+use crate::protocol::hot::{Confirm, Reached};
 use consumer::{ConsumerKey, ConsumerOptions, Owner, PullState};
 use counters::Counters;
 use log::Log;
 use memory::{Account, Memory, MemoryFull};
-use moved::MoveKey;
+use outbox::Outbox;
 use policy::{Block, OnFull, QueueBounds, QueueOptions};
 use producer::{KnownProducer, KnownProducers, Producer};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -88,9 +92,13 @@ pub struct Queue {
     counters: Counters,
     blocked: Option<Block>,
     /// Moves that it has taken and whose sources have not settled them yet.
-    moves_taken: BTreeSet<MoveKey>,
+    moves_taken: BTreeSet<MoveName>,
     /// The absent chunk with the oldest message, which is to be dropped.
     drop_waits: Option<u64>,
+    /// Number of the next subscription.
+    next_subscription: u64,
+    /// Of a durable queue.
+    outbox: Option<Box<Outbox>>,
 }
 
 /// A producer could not be opened.
@@ -159,6 +167,8 @@ impl Queue {
             blocked: None,
             moves_taken: BTreeSet::new(),
             drop_waits: None,
+            next_subscription: number,
+            outbox: None,
         })
     }
 
@@ -175,6 +185,9 @@ impl Queue {
     /// Changes its options; what is held stays, even over a new limit.
     pub fn update(&mut self, options: QueueOptions) {
         self.options = options;
+        if let Some(outbox) = &mut self.outbox {
+            outbox.note_defined();
+        }
     }
 
     /// When it was made.
@@ -274,7 +287,11 @@ impl Queue {
             None if id != 0 && next_sequence != 1 => return Err(OpenProducerError::Unknown),
             None => next_sequence,
         };
-        let producer = Producer::new(owner, id, first, self.window_ahead());
+        let mut producer = Producer::new(owner, id, first, self.window_ahead());
+        let confirmed = known.and_then(|known| self.unconfirmed(&known)).unwrap_or(first);
+        if self.outbox.is_some() {
+            producer.hold_from(confirmed);
+        }
         let window_bytes_total = producer.window_bytes_total;
         let key = self.producers.insert(producer);
         memory.budget.charge(Account::Handles, PRODUCER_BYTES);
@@ -294,7 +311,54 @@ impl Queue {
                 memory.budget.charge(Account::Handles, KNOWN_BYTES);
             }
         }
-        Ok(OpenedProducer { key, last_sequence: first - 1, window_bytes_total, fenced })
+        if confirmed < first {
+            self.hold_confirm(key);
+        }
+        Ok(OpenedProducer { key, last_sequence: confirmed - 1, window_bytes_total, fenced })
+    }
+
+    /// Where that begins which is held of a producer and not as safe as it is to be: it is not
+    /// told, so that it is sent again and confirmed when it is safe.
+    fn unconfirmed(&self, known: &KnownProducer) -> Option<u64> {
+        let outbox = self.outbox.as_ref()?;
+        let held = match known.handle.and_then(|key| self.producers.at(key)) {
+            Some(open) => open.held(),
+            None => known.held,
+        };
+        let (confirmed, end_sequence) = held?;
+        (end_sequence > outbox.end_of(self.options.confirm)).then_some(confirmed)
+    }
+
+    /// What a producer has given is confirmed when it has come as far as the options say.
+    fn hold_confirm(&mut self, key: Key) {
+        let Some(outbox) = &mut self.outbox else { return };
+        let Some(producer) = self.producers.at_mut(key) else { return };
+        if producer.hold(self.log.next_sequence()) {
+            outbox.waiting.push(key);
+        }
+    }
+
+    /// A producer's records before `next_sequence` are taken.
+    fn note_taken(&mut self, key: Key, next_sequence: u64, duplicates: u32, dropped: u32) {
+        let Some(producer) = self.producers.at_mut(key) else { return };
+        producer.note_taken(next_sequence, duplicates, dropped);
+        if let Some(outbox) = &mut self.outbox {
+            if dropped > 0 && producer.id != 0 {
+                outbox.note_producer(producer.id, next_sequence - 1);
+            }
+            self.hold_confirm(key);
+            self.grant_ahead(key);
+        }
+    }
+
+    /// What waits for its confirm uses up the window: it moves on before there is none.
+    fn grant_ahead(&mut self, key: Key) {
+        let is_blocked = self.blocked.is_some();
+        let Some(producer) = self.producers.at_mut(key) else { return };
+        let left = producer.window_bytes_total.saturating_sub(producer.received_bytes);
+        if left < self.bounds.window_bytes / 2 && !is_blocked {
+            producer.note_window_due();
+        }
     }
 
     /// Closes a producer. A large message that is not complete goes with it; it was never taken.
@@ -304,7 +368,8 @@ impl Queue {
         };
         memory.budget.release(Account::Handles, PRODUCER_BYTES);
         if producer.id != 0 {
-            self.known.close(producer.id, producer.next_sequence - 1);
+            let held = producer.held();
+            self.known.close(producer.id, producer.next_sequence - 1, held);
         }
     }
 
@@ -312,7 +377,8 @@ impl Queue {
     pub fn poll_confirm(&mut self, key: Key) -> Option<(Owner, Confirm)> {
         let ahead = self.window_ahead();
         let producer = self.producers.at_mut(key)?;
-        Some((producer.owner, producer.poll_confirm(ahead)?))
+        let reached = self.outbox.as_ref().map_or(Reached::Memory, |_| self.options.confirm);
+        Some((producer.owner, producer.poll_confirm(ahead, reached)?))
     }
 
     /// Whether a confirm became due that the caller has not listed yet; from now on it has.
@@ -566,13 +632,15 @@ impl Queue {
         memory: &'a mut Memory,
     ) -> Option<(&'a mut Subscription, Parts<'a>)> {
         self.busy = None;
+        let subscription = &mut **self.subscriptions.at_mut(key)?;
         let parts = Parts {
             log: &mut self.log,
             counters: &mut self.counters,
             memory,
             bounds: &self.bounds,
             prng: &mut self.prng,
+            outbox: self.outbox.as_deref_mut().map(|outbox| (outbox, subscription.number)),
         };
-        self.subscriptions.at_mut(key).map(|subscription| (&mut **subscription, parts))
+        Some((subscription, parts))
     }
 }

@@ -13,6 +13,7 @@ use crate::format::properties::{PropertiesBuilder, Tag};
 use crate::format::record::{self, Records};
 use crate::limits::{CHUNK_HEADER_BYTES, RECORD_HEADER_BYTES};
 use crate::protocol::error::ErrorCode;
+use crate::protocol::hot::Reached;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,7 +56,8 @@ fn consumer_options(auto_ack: bool) -> ConsumerOptions {
 }
 
 fn options(on_full: OnFull, messages_max: u64, bytes_max: u64) -> QueueOptions {
-    QueueOptions { messages_max, bytes_max, on_full, message_bytes_max: 1 << 26 }
+    let (message_bytes_max, confirm) = (1 << 26, Reached::Memory);
+    QueueOptions { messages_max, bytes_max, on_full, message_bytes_max, confirm }
 }
 
 /// What a test does to the queue.

@@ -10,10 +10,11 @@
 use crate::base::slot_map::Key;
 use crate::base::time::Wall;
 use crate::format::batch::{self, Batch, BatchBuilder, BatchHeader};
+use crate::format::change::MoveName;
 use crate::format::dead_letter;
 use crate::format::properties::{self, Tag};
 use crate::format::record::{self, Records};
-use crate::limits::{BATCH_HEADER_BYTES, MOVE_KEYS_MAX};
+use crate::limits::{BATCH_HEADER_BYTES, MOVE_KEYS_MAX, SHARDS_MAX};
 use crate::protocol::error::ErrorCode;
 use crate::queue::Queue;
 use crate::queue::assembly::Assembly;
@@ -22,18 +23,22 @@ use crate::queue::memory::{Account, Memory, MemoryFull};
 use crate::queue::policy::OnFull;
 use std::collections::VecDeque;
 
-/// Names a move, for as long as the broker runs.
+/// A move, and where its source is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MoveKey {
+    /// Names it, also after the broker was started anew if both queues are durable.
+    pub name: MoveName,
     /// Home of the source.
     pub shard: u32,
     /// The source; a queue of the same name that is made anew has another key.
     pub queue: Key,
     /// The subscription there that gives the message away.
     pub subscription: Key,
-    /// The message.
-    pub sequence: u64,
 }
+
+/// From this number on a store is none that keeps anything: it stands for a shard's transient
+/// queues.
+pub const TRANSIENT_STORES: u32 = u32::MAX - SHARDS_MAX;
 
 /// A message without a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +79,7 @@ impl MoveRefused {
 }
 
 /// What the key of a move that was taken takes with its share of the tree, until it is settled.
-pub(super) const MOVE_KEY_BYTES: usize = 2 * size_of::<MoveKey>();
+pub(super) const MOVE_KEY_BYTES: usize = 2 * size_of::<MoveName>();
 
 impl MovedMessage {
     /// Bytes that it takes while it travels.
@@ -197,7 +202,7 @@ impl Queue {
         wall: Wall,
         memory: &mut Memory,
     ) -> Result<Accepted, MoveRefused> {
-        if self.moves_taken.contains(&key) {
+        if self.moves_taken.contains(&key.name) {
             return Ok(Accepted::Duplicate);
         }
         if self.moves_taken.len() >= MOVE_KEYS_MAX {
@@ -213,7 +218,12 @@ impl Queue {
             memory.budget.release(Account::Queues, MOVE_KEY_BYTES);
         }
         appended.map_err(full)?;
-        self.moves_taken.insert(key);
+        self.moves_taken.insert(key.name);
+        if key.name.store < TRANSIENT_STORES
+            && let Some(outbox) = &mut self.outbox
+        {
+            outbox.note_moved(key.name);
+        }
         Ok(Accepted::Done)
     }
 
@@ -223,9 +233,14 @@ impl Queue {
     }
 
     /// The source has noted that the move is done, and will not ask for it again.
-    pub fn settle_move(&mut self, key: MoveKey, memory: &mut Memory) {
-        if self.moves_taken.remove(&key) {
+    pub fn settle_move(&mut self, name: MoveName, memory: &mut Memory) {
+        if self.moves_taken.remove(&name) {
             memory.budget.release(Account::Queues, MOVE_KEY_BYTES);
+            if name.store < TRANSIENT_STORES
+                && let Some(outbox) = &mut self.outbox
+            {
+                outbox.note_settled(name);
+            }
         }
     }
 

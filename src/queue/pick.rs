@@ -199,7 +199,7 @@ impl Subscription {
         self.ready -= count;
         self.counters.dropped += count;
         parts.counters.dropped_oldest += count;
-        parts.log.done_between(at, first, end);
+        parts.done_between(at, first, end);
         self.settle_charge(parts);
     }
 
@@ -212,7 +212,7 @@ impl Subscription {
         let (mut dropped, delayed) = (count(&ready), count(&waiting));
         for portion in ready.iter().chain(&waiting) {
             self.uncharge(portion.charge());
-            parts.log.done(portion.run.at.chunk, portion.left());
+            parts.done(portion);
         }
         let mut from = run.sequence.max(self.cursor_sequence);
         while from < end {
@@ -226,7 +226,7 @@ impl Subscription {
             let part = part.expect("the caller has just looked at it");
             self.leave_hole(&part, parts);
             self.uncharge(part.bytes);
-            parts.log.done(part.at.chunk, part.count);
+            parts.done_run(&part);
             dropped += to - from;
             from = to;
         }

@@ -2,6 +2,7 @@
 
 use crate::limits::{self, NAME_BYTES_MAX};
 use crate::protocol::error::ErrorCode;
+use crate::protocol::hot::Reached;
 pub use crate::queue::backoff::{Backoff, BackoffRule};
 
 /// What happens to a publish that does not fit.
@@ -29,6 +30,15 @@ pub struct QueueOptions {
     pub on_full: OnFull,
     /// Properties and body of one message at most, in bytes.
     pub message_bytes_max: u64,
+    /// What a publish has reached when it is confirmed. More than memory: the queue is durable.
+    pub confirm: Reached,
+}
+
+impl QueueOptions {
+    /// Whether the queue outlives the broker's process.
+    pub fn is_durable(&self) -> bool {
+        self.confirm != Reached::Memory
+    }
 }
 
 /// Options of a subscription.

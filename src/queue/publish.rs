@@ -1,15 +1,19 @@
 //! How a queue takes a publish: window, order, checks, limits; in whole, in part, or not at all.
 
+use crate::base::chunk_pool::ChunkWriter;
 use crate::base::slot_map::Key;
 use crate::base::time::Wall;
 use crate::format::batch::{self, Batch, BatchError, BatchHeader};
+use crate::format::change::FragmentOf;
 use crate::format::properties::{self, Tag};
 use crate::format::record::{self, RecordHeader, Records};
-use crate::limits::{BATCH_HEADER_BYTES, RUN_RECORDS_MAX};
+use crate::format::u32_at;
+use crate::limits::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, RUN_RECORDS_MAX};
 use crate::protocol::error::ErrorCode;
 use crate::queue::Queue;
 use crate::queue::assembly::Assembly;
 use crate::queue::memory::{Memory, MemoryFull, Overflow, is_of_memory};
+use crate::queue::outbox::Appended;
 use crate::queue::policy::{BLOCK_RETRY_MS, Block, OnFull, QueueOptions, REJECT_RETRY_MS, Refusal};
 
 /// Tags whose meaning this version does not carry out yet: refused rather than ignored.
@@ -90,7 +94,7 @@ impl Queue {
         let header = BatchHeader::decode(payload);
         if let Some(sequence) = producer.refusing_at {
             if !header.is_ok_and(|header| resumes_at(sequence, &header, payload)) {
-                self.pass_over(key, sequence, header.ok());
+                self.pass_over(key, header.ok());
                 return Err(None);
             }
             producer.refusing_at = None;
@@ -115,6 +119,18 @@ impl Queue {
         }
         let refused = self.blocked_refusal(full);
         self.refuse_whole(key, front, payload_bytes, refused)
+    }
+
+    /// Refuses a publish because what it says could not be kept.
+    pub fn refuse_unkept(
+        &mut self,
+        key: Key,
+        payload: &[u8],
+        code: ErrorCode,
+        text: String,
+    ) -> Option<Refusal> {
+        let refused = Refused { retry_after_ms: BLOCK_RETRY_MS, ..Refused::new(code, text) };
+        self.refuse_whole(key, payload, payload.len() as u32, refused)
     }
 
     /// Refuses a publish because the broker is going down.
@@ -142,7 +158,7 @@ impl Queue {
         if let Some(sequence) = producer.refusing_at
             && !header.is_some_and(|header| resumes_at(sequence, &header, front))
         {
-            self.pass_over(key, sequence, header);
+            self.pass_over(key, header);
             return None;
         }
         Some(self.refuse(key, refused, header))
@@ -151,13 +167,9 @@ impl Queue {
     /// Refuses a publish behind the one that was refused at `sequence`, without a word. What was
     /// under way may have used up all that is granted, and the first that is sent again be larger
     /// than what was refused: the window moves on.
-    fn pass_over(&mut self, key: Key, sequence: u64, header: Option<BatchHeader>) {
+    fn pass_over(&mut self, key: Key, header: Option<BatchHeader>) {
         self.counters.refused += header.map_or(1, |header| u64::from(header.record_count));
-        let Some(producer) = self.producers.at_mut(key) else { return };
-        let left = producer.window_bytes_total.saturating_sub(producer.received_bytes);
-        if left < self.bounds.window_bytes / 2 && self.blocked.is_none() {
-            producer.note_taken(sequence, 0, 0);
-        }
+        self.grant_ahead(key);
     }
 
     fn take_publish(
@@ -189,7 +201,8 @@ impl Queue {
             let fragment_inside = batch.record_flags & record::FRAGMENT_LAST == 0
                 && header.flags & batch::FRAGMENT != 0;
             let duplicates = if fragment_inside { 0 } else { header.record_count };
-            producer.note_taken(producer.next_sequence, duplicates, 0);
+            let next = producer.next_sequence;
+            self.note_taken(key, next, duplicates, 0);
             self.counters.duplicates += u64::from(duplicates);
             return Ok(());
         }
@@ -215,9 +228,9 @@ impl Queue {
         }
         let mut intake = Intake { batch, taken: 0, dropped: 0, accepted_us: wall.0 };
         let result = self.take_batch(&mut intake, memory);
-        let producer = self.producers.at_mut(key).expect("nothing closes it meanwhile");
-        if intake.taken > 0 {
-            producer.note_taken(first + u64::from(intake.taken), 0, intake.dropped);
+        let Intake { taken, dropped, .. } = intake;
+        if taken > 0 {
+            self.note_taken(key, first + u64::from(taken), 0, dropped);
         }
         result
     }
@@ -369,16 +382,16 @@ impl Queue {
         if !last {
             producer.assembly = Some(assembly);
             // Nothing is confirmed yet, but the window moves on.
-            producer.note_taken(producer.next_sequence, 0, 0);
+            producer.note_window_due();
             return Ok(());
         }
         if assembly.body_bytes_left() > 0 {
             return Err(bad("the fragments are shorter than the first one said"));
         }
         self.finish_large(assembly.records_bytes(), memory)?;
-        let producer = self.producers.at_mut(key).expect("nothing closes it meanwhile");
-        producer.note_taken(producer.next_sequence + 1, 0, 0);
+        let next = self.producers.at(key).map_or(1, |producer| producer.next_sequence + 1);
         self.append_large(assembly, None, memory);
+        self.note_taken(key, next, 0, 0);
         Ok(())
     }
 
@@ -470,6 +483,9 @@ impl Queue {
         memory: &mut Memory,
     ) -> Result<(), MemoryFull> {
         self.log.append(wire, count, self.holders(only), accepted_us, memory)?;
+        if let Some(outbox) = &mut self.outbox {
+            outbox.note_appended(self.log.last_batch(BATCH_PREFIX_BYTES + wire.len(), count));
+        }
         self.note_appended(u64::from(count), bytes, only, memory);
         Ok(())
     }
@@ -482,7 +498,12 @@ impl Queue {
         memory: &mut Memory,
     ) {
         let bytes = assembly.records_bytes();
-        self.log.append_large(assembly.into_chunks(), bytes, self.holders(only), memory);
+        let chunks = assembly.into_chunks();
+        if let Some(outbox) = &mut self.outbox {
+            fragments(&chunks, self.log.next_sequence())
+                .for_each(|each| outbox.note_appended(each));
+        }
+        self.log.append_large(chunks, bytes, self.holders(only), memory);
         self.note_appended(1, bytes, only, memory);
     }
 
@@ -615,6 +636,37 @@ impl Queue {
             limit: refused.limit,
         }
     }
+}
+
+/// The fragments of a large message, each as it stands in its chunk.
+fn fragments(chunks: &[ChunkWriter], sequence: u64) -> impl Iterator<Item = Appended> {
+    let of_chunk = |chunk: &ChunkWriter| {
+        let (reader, mut at) = (chunk.reader(), CHUNK_HEADER_BYTES);
+        let mut parts = Vec::new();
+        while at < chunk.filled_bytes() {
+            let head = reader.slice(at..at + BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES);
+            let end = at + head.len() + records_bytes(&head[BATCH_PREFIX_BYTES..]);
+            parts.push((reader.clone(), at..end));
+            at = end;
+        }
+        parts
+    };
+    let parts: Vec<_> = chunks.iter().flat_map(of_chunk).collect();
+    let count = parts.len() as u32;
+    parts.into_iter().zip(0..).map(move |((chunk, range), nth)| Appended {
+        chunk,
+        range,
+        fragment: Some(FragmentOf { sequence, nth, count }),
+        moved: None,
+        first_sequence: sequence,
+        // Only with the last of them the message is there.
+        end_sequence: sequence + u64::from(nth + 1 == count),
+    })
+}
+
+/// Bytes of the records behind a batch's header.
+fn records_bytes(header: &[u8]) -> usize {
+    u32_at(header, batch::RECORDS_BYTES_AT) as usize
 }
 
 fn refused_batch(error: BatchError) -> Refused {

@@ -2,7 +2,7 @@
 //! that end is put off.
 
 use crate::base::slot_map::Key;
-use crate::base::time::{Mono, Now};
+use crate::base::time::{Mono, Now, Wall};
 use crate::limits::LEASE_MS_MAX;
 use crate::protocol::hot::NackKind;
 use crate::queue::dead::{MoveReason, Moved};
@@ -112,12 +112,12 @@ impl Subscription {
             return Ok(Acked::default());
         };
         let (mut acked, mut bytes, mut stale) = (0, 0, false);
-        let (log, floor) = (&mut *parts.log, self.span_floor);
+        let floor = self.span_floor;
         let records = consumer.leases.take_range(first, last, |portion| {
             acked += u64::from(portion.left());
             bytes += portion.charge();
             stale |= portion.run.sequence <= floor;
-            log.done(portion.run.at.chunk, portion.left());
+            parts.done(&portion);
         });
         self.span_stale |= stale;
         self.note_ended(key, acked, records, parts);
@@ -249,7 +249,7 @@ impl Subscription {
                 parts.counters.redriven += u64::from(redriven);
                 self.counters.dead_lettered += u64::from(!redriven);
                 parts.counters.dead_lettered += u64::from(!redriven);
-                parts.log.done(run.at.chunk, 1);
+                parts.done_run(&run);
             }
             Moved::Back(run, history) => {
                 self.dead_lettering -= 1;
@@ -324,6 +324,7 @@ impl Subscription {
             Some(delay_ms) => u64::from(delay_ms),
             None => self.options.backoff.wait_ms(failures, parts.prng),
         };
+        parts.note_failed(&portion, Wall(now.wall.0.saturating_add(wait_ms * 1000)), false);
         self.in_flight -= count;
         self.note_span(&portion);
         let tight = self.is_tight(parts);
@@ -352,6 +353,7 @@ impl Subscription {
     ) {
         let Some(portion) = self.without_lost(portion, parts) else { return };
         let count = u64::from(portion.left());
+        parts.note_failed(&portion, Wall::default(), reason == MoveReason::Rejected);
         self.in_flight -= count;
         self.dead_lettering += count;
         self.note_span(&portion);

@@ -14,6 +14,7 @@
 use crate::base::prng::Prng;
 use crate::base::slot_map::{Key, SlotMap};
 use crate::base::time::{Mono, Now, Wall};
+use crate::format::change::Failure;
 use crate::queue::consumer::{Consumer, ConsumerOptions, LargeProgress, Owner};
 use crate::queue::counters::{Counters, SubscriptionCounters};
 use crate::queue::dead::DeadLetters;
@@ -21,6 +22,7 @@ use crate::queue::due::{DUE_BYTES, DueSet};
 use crate::queue::lease::{LEASE_BYTES, Lease};
 use crate::queue::log::{Absent, Log, Position, Run, RunBytes};
 use crate::queue::memory::{Account, Memory, is_named_of_memory};
+use crate::queue::outbox::Outbox;
 use crate::queue::policy::{QueueBounds, SubscriptionOptions};
 use crate::queue::portion::{History, Portion};
 use crate::queue::pulls::Pulls;
@@ -60,11 +62,76 @@ pub struct Parts<'a> {
     pub bounds: &'a QueueBounds,
     /// For the jitter of back-offs.
     pub prng: &'a mut Prng,
+    /// Of a durable queue: what its journal is to be told; and the subscription's number there.
+    pub outbox: Option<(&'a mut Outbox, u64)>,
+}
+
+impl Parts<'_> {
+    /// The subscription is done with what is left of a run.
+    #[inline]
+    pub(super) fn done(&mut self, portion: &Portion) {
+        if let Some((outbox, number)) = &mut self.outbox {
+            for (first, last) in portion.sequences() {
+                outbox.note_done(*number, first, last + 1);
+            }
+        }
+        self.log.done(portion.run.at.chunk, portion.left());
+    }
+
+    /// The subscription is done with a run.
+    #[inline]
+    pub(super) fn done_run(&mut self, run: &Run) {
+        if let Some((outbox, number)) = &mut self.outbox {
+            outbox.note_done(*number, run.sequence, run.sequence + u64::from(run.count));
+        }
+        self.log.done(run.at.chunk, run.count);
+    }
+
+    /// The subscription is done with messages `first..end`, as far as they stand in the chunk of
+    /// `at` or behind it; `at` is not behind the first.
+    pub(super) fn done_between(&mut self, at: Position, first: u64, end: u64) {
+        if first < end
+            && let Some((outbox, number)) = &mut self.outbox
+        {
+            outbox.note_done(*number, first, end);
+        }
+        self.log.done_between(at, first, end);
+    }
+
+    /// Messages failed, and are due again at `due`.
+    pub(super) fn note_failed(&mut self, portion: &Portion, due: Wall, rejected: bool) {
+        if let Some((outbox, number)) = &mut self.outbox {
+            failures(portion, due, rejected).for_each(|failure| {
+                outbox.note_failed(*number, failure);
+            });
+        }
+    }
+}
+
+/// What the journal says of failed messages.
+pub(super) fn failures(
+    portion: &Portion,
+    due: Wall,
+    rejected: bool,
+) -> impl Iterator<Item = Failure> + '_ {
+    let History { attempts, failures, first_failed, last_failed } = portion.history;
+    portion.sequences().map(move |(first, last)| Failure {
+        first,
+        count: (last - first + 1) as u32,
+        attempts,
+        failures,
+        first_failed_us: first_failed.0,
+        last_failed_us: last_failed.0,
+        due_us: due.0,
+        rejected,
+    })
 }
 
 /// See the module.
 pub struct Subscription {
     pub(super) name: Box<str>,
+    /// Never used twice in its queue.
+    pub(super) number: u64,
     pub(super) options: SubscriptionOptions,
     pub(super) created: Wall,
     pub(super) cursor: Position,
@@ -105,7 +172,7 @@ pub struct Subscription {
 impl Subscription {
     /// One that holds nothing yet and begins at `cursor`.
     pub(super) fn new(
-        name: &str,
+        (name, number): (&str, u64),
         options: SubscriptionOptions,
         now: Now,
         cursor: Position,
@@ -113,6 +180,7 @@ impl Subscription {
     ) -> Subscription {
         Subscription {
             name: name.into(),
+            number,
             options,
             created: now.wall,
             cursor,
@@ -143,6 +211,11 @@ impl Subscription {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its number in its queue, never used twice there.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// Its options.
@@ -259,6 +332,9 @@ impl Subscription {
 
     /// The log got messages, the last ones, that are not for this subscription.
     pub(super) fn handle_passed_over(&mut self, first: u64, end: u64, parts: &mut Parts<'_>) {
+        if let Some((outbox, number)) = &mut parts.outbox {
+            outbox.note_done(*number, first, end);
+        }
         self.skips.add(first, end);
         self.settle_cursor(parts.log);
         self.settle_charge(parts);
@@ -367,7 +443,7 @@ impl Subscription {
         let stays = in_flight.iter().chain(&dead).map(|portion| portion.charge()).sum();
         let bytes = self.bytes().saturating_sub(stays);
         for portion in self.due.drain() {
-            parts.log.done(portion.run.at.chunk, portion.left());
+            parts.done(&portion);
         }
         self.drop_ahead(parts);
         self.ready = 0;
@@ -384,7 +460,7 @@ impl Subscription {
         let removed = (self.messages(), self.bytes());
         self.purge(parts);
         for portion in self.dead.drain() {
-            parts.log.done(portion.run.at.chunk, portion.left());
+            parts.done(&portion);
         }
         self.counters.purged += self.dead_lettering;
         parts.counters.purged += self.dead_lettering;
@@ -595,7 +671,7 @@ impl Subscription {
         let (at, mut sequence) = (self.cursor, self.cursor_sequence);
         let end = parts.log.next_sequence();
         for (first, past) in self.skips.iter().chain([(end, end)]) {
-            parts.log.done_between(at, sequence, first);
+            parts.done_between(at, sequence, first);
             sequence = past;
         }
         self.skips.clear();
@@ -663,7 +739,7 @@ impl Subscription {
         let bytes = parts.log.run_bytes(&run).expect("it was taken from a chunk in memory");
         if auto_ack {
             self.count_done(count, run.charge, parts);
-            parts.log.done(run.at.chunk, run.count);
+            parts.done_run(&run);
         }
         self.turn(key, parts);
         let attempts = history.attempts;

@@ -5,6 +5,7 @@ use crate::base::slot_map::Key;
 use crate::base::time::{Mono, Now};
 use crate::limits::{BACKOFF_LIST_MAX, NAME_BYTES_MAX, RUN_RECORDS_MAX, SUBSCRIPTIONS_MAX};
 use crate::protocol::error::ErrorCode;
+use crate::protocol::hot::Reached;
 use crate::queue::consumer::Owner;
 use crate::queue::dead::MoveOut;
 use crate::queue::due::DUE_BYTES;
@@ -43,7 +44,7 @@ pub struct SubscriptionInUse(pub usize);
 const SUBSCRIPTION_BYTES: usize =
     size_of::<Subscription>() + NAME_BYTES_MAX + size_of::<u32>() * BACKOFF_LIST_MAX + 256;
 
-fn charged_bytes(name: &str) -> usize {
+pub(super) fn charged_bytes(name: &str) -> usize {
     SUBSCRIPTION_BYTES + 2 * name.len()
 }
 
@@ -93,7 +94,8 @@ impl Queue {
         let charged = memory.try_charge(Account::Queues, charged_bytes(name));
         charged.map_err(CreateSubscriptionError::MemoryFull)?;
         let (cursor, sequence) = (self.log.end(), self.log.next_sequence());
-        let mut made = Subscription::new(name, options, now, cursor, sequence);
+        let number = self.next_subscription;
+        let mut made = Subscription::new((name, number), options, now, cursor, sequence);
         if start == Start::Oldest
             && let Err(error) = self.begin_with_oldest(&mut made, memory)
         {
@@ -103,10 +105,20 @@ impl Queue {
             }
             return Err(error);
         }
-        let key = self.subscriptions.insert(Box::new(made));
-        self.names.insert(name.into(), key);
-        self.turns.push(key);
+        self.next_subscription += 1;
+        let key = self.insert_subscription(made);
+        if let Some(outbox) = &mut self.outbox {
+            outbox.note_subscribed(key);
+        }
         Ok(true)
+    }
+
+    pub(super) fn insert_subscription(&mut self, made: Subscription) -> Key {
+        let name = made.name.clone();
+        let key = self.subscriptions.insert(Box::new(made));
+        self.names.insert(name, key);
+        self.turns.push(key);
+        key
     }
 
     /// Gives a new subscription all that another one holds. Ahead of the smallest cursor that is
@@ -165,7 +177,8 @@ impl Queue {
         made.settle_cursor(&self.log);
         let (counters, bounds, prng) = (&mut self.counters, &self.bounds, &mut self.prng);
         let log = &mut self.log;
-        made.settle_charge(&mut super::Parts { log, counters, memory, bounds, prng });
+        let outbox = None;
+        made.settle_charge(&mut super::Parts { log, counters, memory, bounds, prng, outbox });
         Ok(())
     }
 
@@ -210,6 +223,9 @@ impl Queue {
             *since = now.mono;
         }
         subscription.options = options;
+        if let Some(outbox) = &mut self.outbox {
+            outbox.note_subscribed(key);
+        }
     }
 
     /// Ends a subscription. Returns messages and bytes that it held. With `force` its consumers
@@ -236,6 +252,9 @@ impl Queue {
         let closed = owners.into_iter().map(|(_, owner)| (owner, ErrorCode::SubscriptionDeleted));
         self.closed.extend(closed);
         if let Some(gone) = self.subscriptions.remove(key) {
+            if let Some(outbox) = &mut self.outbox {
+                outbox.note_unsubscribed(key, gone.number);
+            }
             memory.budget.release(Account::Queues, charged_bytes(&gone.name));
             self.names.remove(&gone.name);
         }
@@ -277,10 +296,12 @@ impl Queue {
     /// The next message that another queue shall have. It is held here until
     /// [`Queue::handle_moved`].
     pub fn poll_move(&mut self, now: Now) -> Option<MoveOut> {
+        // What is not safe yet may be gone after a crash, and another have its sequence.
+        let end = self.outbox.as_ref().map_or(u64::MAX, |outbox| outbox.end_of(Reached::Synced));
         for nth in 0..self.turns.len() {
             let key = self.turns[nth];
             let subscription = self.subscriptions.at_mut(key)?;
-            let out = subscription.dead.poll(key, now.mono, &mut self.log);
+            let out = subscription.dead.poll(key, now.mono, end, &mut self.log);
             if out.is_some() {
                 return out;
             }

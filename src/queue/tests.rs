@@ -170,6 +170,7 @@ fn options() -> QueueOptions {
         bytes_max: 0,
         on_full: OnFull::Block,
         message_bytes_max: 1 << 20,
+        confirm: Reached::Memory,
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod disk_limit;
 pub mod signals;
+pub mod stores;
 mod threads;
 
 use crate::config::{Config, ConfigError, LogLevel, Machine, Settings};
@@ -16,8 +17,10 @@ use crate::io::uring_disk::Refusal;
 use crate::limits::memory_reserve_bytes;
 use crate::server::admin::{Health, Phase, ShardLine, Watched};
 use crate::server::disk_limit::DiskLimitError;
+use crate::server::stores::StoresError;
 use crate::shard::ShardConfig;
 use crate::shard::mailbox::{self, Commands};
+use crate::shard::recover::RecoverError;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -26,10 +29,12 @@ use tracing::level_filters::LevelFilter;
 
 /// Files that are open beside connections: listener, poller, standard streams, data, and all of
 /// the admin address. Beside them a few that were just closed may linger.
-const FILES_BESIDE_CONNECTIONS: u64 = 64;
+const FILES_BESIDE_CONNECTIONS: u64 = 64 + JOURNAL_FILES;
 /// Of each shard but the first: listener, poller, waker, spare, ring and its event, data directory
-/// and file.
-const FILES_PER_SHARD: u64 = 12;
+/// and spill file; and a journal.
+const FILES_PER_SHARD: u64 = 12 + JOURNAL_FILES;
+/// Segments of a journal that is not large.
+const JOURNAL_FILES: u64 = 32;
 
 /// Why the broker did not start, or ended. Each is one line.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +70,17 @@ pub enum ServeError {
     /// Nobody knows how much may be spilled.
     #[error(transparent)]
     DiskLimit(#[from] DiskLimitError),
+    /// Nobody knows which stores there are.
+    #[error(transparent)]
+    Stores(#[from] StoresError),
+    /// A store does not come back.
+    #[error("cannot recover store {store}: {error}")]
+    Recover {
+        /// Its number.
+        store: u32,
+        /// Why.
+        error: RecoverError,
+    },
     /// A core is not there, or not for us.
     #[error(transparent)]
     Pin(#[from] PinError),
@@ -142,6 +158,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     let address = nets[0].address().map_err(ServeError::Start)?;
     let admin = config.admin.map(admin::bind).transpose()?;
     let disk_limit = disk_limit::resolve(data_dir.path(), config.disk_limit_bytes)?;
+    let stores = stores::resolve(data_dir.path(), config.shards)?;
     let commands: Vec<_> = nets.iter().map(|_| mailbox::commands()).collect();
     let line = |(mailbox, net): (&Commands, &MioNet)| ShardLine {
         mailbox: Arc::clone(mailbox),
@@ -166,7 +183,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     // Before the shards: it says that they are starting.
     let admin = admin.map(|listener| admin::start(listener, watched));
     let admin = admin.transpose().map_err(ServeError::Start)?;
-    let threads = threads::start(&config, data_dir.path(), nets, &commands)?;
+    let threads = threads::start(&config, data_dir.path(), &stores, nets, &commands)?;
     health.enter(Phase::Serving);
     say_ready(address);
     let outcome = threads.join();
@@ -175,12 +192,13 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     outcome
 }
 
-fn shard_config(config: &Config, nth: usize) -> ShardConfig {
+fn shard_config(config: &Config, stores: u32, nth: usize) -> ShardConfig {
     let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     ShardConfig {
         shard: nth as u32,
         shards: config.shards,
         memory_reserve_bytes: memory_reserve_bytes(config.memory_limit_bytes, config.shards),
+        stores,
         message_bytes_max: config.message_bytes_max,
         connections_max: config.connections_max,
         token: config.token.clone(),

@@ -3,6 +3,7 @@
 //! the broker: its queues are gone, and half a broker would go on as if they had never been.
 
 use crate::config::{Config, DiskBackend};
+use crate::format::journal::StoreId;
 use crate::io::affinity;
 use crate::io::any_disk::AnyDisk;
 use crate::io::clock::SystemClock;
@@ -17,7 +18,9 @@ use crate::server::disk_limit::SPILL_FILE_NAMES;
 use crate::server::{ServeError, shard_config};
 use crate::shard::mailbox::Commands;
 use crate::shard::post::{Office, PostShape};
+use crate::shard::recover::RecoveredStore;
 use crate::shard::{Adoptions, Shard, Status, adoptions};
+use crate::storage::journal::JournalShape;
 use crate::storage::spill::{DiskBudget, SpillShape};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -64,6 +67,7 @@ struct Neighbours {
 pub fn start(
     config: &Config,
     data_dir: &Path,
+    stores: &[StoreId],
     nets: Vec<MioNet>,
     commands: &[Commands],
 ) -> Result<Threads, ServeError> {
@@ -89,7 +93,11 @@ pub fn start(
     // Two words from each, so nobody ever waits to be heard.
     let (sender, words) = sync_channel(2 * nets.len());
     let mut handles = Vec::with_capacity(nets.len());
+    // Nobody serves before all are back: what one has may be meant for another.
+    let mut all_back = Vec::with_capacity(nets.len());
     for (nth, net) in nets.into_iter().enumerate() {
+        let (back, go) = sync_channel(1);
+        all_back.push(back);
         let thread = ShardThread {
             nth,
             config: config.clone(),
@@ -98,6 +106,8 @@ pub fn start(
             commands: Arc::clone(&commands[nth]),
             neighbours: neighbours.clone(),
             disk_budget: Arc::clone(&disk_budget),
+            stores: stores.to_vec(),
+            go,
         };
         let mouth = Mouth { nth, sender: sender.clone(), outcome: Err(ServeError::Fault(nth)) };
         let builder = std::thread::Builder::new().name(format!("shard-{nth}"));
@@ -119,6 +129,10 @@ pub fn start(
         }
     }
     log_disks(&kinds);
+    for back in &all_back {
+        // A thread that has ended says so by itself.
+        let _ = back.send(());
+    }
     Ok(threads)
 }
 
@@ -138,6 +152,20 @@ fn log_disks(kinds: &[(usize, DiskKind)]) {
                 tracing::warn!(backend = kind.name, shards, shard, %why, "disk without io_uring");
             }
         }
+    }
+}
+
+/// Says what has come back, and what has not.
+fn log_store(store: u32, back: &RecoveredStore) {
+    let RecoveredStore { queues, messages, read_bytes, lost, damages } = back;
+    if *read_bytes > 0 {
+        tracing::info!(store, queues, messages, read_bytes, "recovered");
+    }
+    for damage in damages {
+        tracing::error!(store, %damage, "damage");
+    }
+    if *lost > 0 {
+        tracing::error!(store, lost, "messages are lost: they stand nowhere any more");
     }
 }
 
@@ -207,6 +235,9 @@ struct ShardThread {
     commands: Commands,
     neighbours: Option<Neighbours>,
     disk_budget: Arc<DiskBudget>,
+    stores: Vec<StoreId>,
+    /// Says when all shards are back.
+    go: Receiver<()>,
 }
 
 impl ShardThread {
@@ -217,7 +248,7 @@ impl ShardThread {
             affinity::pin(*core)?;
         }
         let mut shard = Shard::<RealWorld>::new(
-            shard_config(&self.config, self.nth),
+            shard_config(&self.config, self.stores.len() as u32, self.nth),
             self.net,
             disk,
             SystemClock::default(),
@@ -236,7 +267,18 @@ impl ShardThread {
             };
             shard.open_spill(shape, self.disk_budget).map_err(ServeError::SpillFile)?;
         }
+        let own = (0..).zip(&self.stores);
+        for (number, &id) in
+            own.filter(|(number, _)| number % self.config.shards == self.nth as u32)
+        {
+            let back = shard.open_store(number, id, JournalShape::default());
+            log_store(number, &back.map_err(|error| ServeError::Recover { store: number, error })?);
+        }
         let _ = mouth.sender.send((self.nth, Word::Started(kind)));
+        // Where the start has failed elsewhere, nobody says it, and this ends as well.
+        if self.go.recv().is_err() {
+            return Ok(());
+        }
         while shard.tick().map_err(ServeError::Ended)? == Status::Running {}
         tracing::info!(shard = self.nth, "drained");
         shard.world().0.finish(FINISH_MS);

@@ -66,6 +66,12 @@ impl Core {
 
     /// Any other request.
     pub fn request(&mut self, key: Key, header: &FrameHeader, request: Request) {
+        let changes = changed_queue(&request).map(str::to_owned);
+        let kept = |core: &Core| {
+            let key = *core.names.get(changes.as_deref()?)?;
+            core.queues.at(key)?.store.map(|store| (store, key))
+        };
+        let before = kept(self);
         let answer = match request {
             Request::Hello(_) => return,
             Request::ProducerOpen(body) => self.open_producer(key, header, &body),
@@ -87,7 +93,11 @@ impl Core {
             Request::Trim(_) => self.trim(key, header),
         };
         match answer {
-            Ok(Some(answer)) => self.answer(key, header, &answer),
+            Ok(Some(answer)) => {
+                let kept = kept(self).or(before);
+                kept.into_iter().for_each(|(_, queue)| self.note_changes(queue));
+                self.answer_when_kept(key, header, kept.map(|(store, _)| store), answer);
+            }
             // Answered already.
             Ok(None) => {}
             Err(refused) => {
@@ -226,4 +236,18 @@ impl Core {
 fn same_bytes(left: &[u8], right: &[u8]) -> bool {
     left.len() == right.len()
         && left.iter().zip(right).fold(0, |differing, (a, b)| differing | (a ^ b)) == 0
+}
+
+/// The queue that a request may change, make or delete.
+fn changed_queue(request: &Request) -> Option<&str> {
+    match request {
+        Request::QueueCreate(body) => Some(&body.name),
+        Request::QueueUpdate(body) => Some(&body.name),
+        Request::QueueDelete(body) => Some(&body.name),
+        Request::QueuePurge(body) => Some(&body.name),
+        Request::SubscriptionCreate(body) => Some(&body.queue),
+        Request::SubscriptionUpdate(body) => Some(&body.queue),
+        Request::SubscriptionDelete(body) => Some(&body.queue),
+        _ => None,
+    }
 }

@@ -5,6 +5,7 @@ use crate::base::chunk_pool::{ChunkPool, SlabSource};
 use crate::base::deadlines::Deadlines;
 use crate::base::slot_map::{Key, SlotMap};
 use crate::base::time::{Mono, Now};
+use crate::format::change::MoveName;
 use crate::io::Socket;
 use crate::limits::{
     FRAME_HEADER_BYTES, HANDLES_MAX, READ_AHEAD_CHUNKS_MIN, UNSENT_BYTES_MAX, UNSENT_BYTES_SOFT,
@@ -16,7 +17,9 @@ use crate::protocol::wire;
 use crate::queue::Queue;
 use crate::queue::counters::Counters;
 use crate::queue::memory::{Account, Budget, Memory};
+use crate::queue::moved::MoveKey;
 use crate::shard::ShardConfig;
+use crate::shard::carry::Body;
 use crate::shard::connection::{Connection, Place, Stage, Target, error_body};
 use crate::shard::deliver::flush_later;
 use crate::shard::moves::Move;
@@ -26,6 +29,7 @@ use crate::shard::redrive::Redrive;
 use crate::shard::report::Reporting;
 use crate::shard::router::Route;
 use crate::shard::spill::Spill;
+use crate::shard::store::Stores;
 use crate::shard::timers::Timer;
 use crate::shard::waiting::Waiting;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -62,11 +66,19 @@ pub(super) struct QueueSlot {
     pub refilling: bool,
     /// Chunks that it reads ahead.
     pub read_ahead: u32,
+    /// Of a durable queue: index of the store that keeps it.
+    pub store: Option<usize>,
+    /// By which number moves from it name its store.
+    pub move_store: u32,
+    /// In the store's list of queues that have something to tell the journal.
+    pub journaling: bool,
+    /// Of a durable queue: in which groups of the journal its messages are, oldest first.
+    pub bodies: VecDeque<Body>,
 }
 
 impl QueueSlot {
-    /// Of a queue just made.
-    pub fn new(queue: Queue) -> Self {
+    /// Of a queue just made. Moves from it name their store by this number.
+    pub fn new(queue: Queue, move_store: u32) -> Self {
         QueueSlot {
             queue,
             active: false,
@@ -77,7 +89,19 @@ impl QueueSlot {
             tail_rank: 0,
             refilling: false,
             read_ahead: READ_AHEAD_CHUNKS_MIN,
+            store: None,
+            move_store,
+            journaling: false,
+            bodies: VecDeque::new(),
         }
+    }
+
+    /// Names a move of one of its messages, for the shard that has it under `queue`.
+    pub fn move_key(&self, shard: u32, queue: Key, subscription: Key, sequence: u64) -> MoveKey {
+        let number = self.queue.subscription(subscription).map_or(0, |found| found.number());
+        let (store, queue_number) = (self.move_store, self.queue.number());
+        let name = MoveName { store, queue: queue_number, subscription: number, sequence };
+        MoveKey { name, shard, queue, subscription }
     }
 }
 
@@ -98,6 +122,8 @@ pub(super) struct Core {
     pub redrives: VecDeque<Redrive>,
     /// What goes to disk and comes back.
     pub spill: Spill,
+    /// What keeps durable queues.
+    pub stores: Stores,
     /// Requests that wait for it.
     pub waiting: Waiting,
     /// Messages on their way to queues of other shards that found no room; each is charged.
@@ -158,6 +184,7 @@ impl Core {
         Core {
             config,
             spill,
+            stores: Stores::default(),
             waiting: Waiting::default(),
             connections: SlotMap::default(),
             queues: SlotMap::default(),
@@ -215,6 +242,7 @@ impl Core {
             || !self.to_close.is_empty()
             || self.unblocking
             || self.report.is_some()
+            || self.stores.has_work()
             || self.can_redrive()
     }
 
@@ -593,6 +621,7 @@ impl Core {
         let quiet = self.to_confirm.is_empty()
             && self.redrives.is_empty()
             && self.memory.budget.used_by(Account::Moves) == 0
+            && self.stores.is_idle()
             && self.connections.iter().all(|(_, c)| c.out.unsent_bytes() == 0)
             && self.queues.iter().all(|(_, slot)| slot.queue.in_flight() == 0);
         let quiet = quiet && !self.has_work() && self.parked.is_empty();

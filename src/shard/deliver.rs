@@ -86,6 +86,10 @@ impl Core {
             flush_later(&mut self.flush_list, connection, end.owner.connection);
         }
         slot.active = false;
+        if slot.store.is_some() {
+            self.note_changes(key);
+        }
+        let Some(slot) = self.queues.at_mut(key) else { return true };
         if !slot.short_of_memory && slot.queue.is_short_of_memory(&self.memory) {
             slot.short_of_memory = true;
             self.short_of_memory.push(key);

@@ -122,6 +122,12 @@ impl Core {
             }
             return;
         }
+        if slot.store.is_some()
+            && let Some((code, text)) = self.unkept(self.queues.at(queue).and_then(|s| s.store))
+        {
+            return self.refuse_unkept(key, header, (queue, producer), payload, code, text);
+        }
+        let Some(slot) = self.queues.at_mut(queue) else { return };
         let published = slot.queue.publish(producer, payload, self.now.wall, &mut self.memory);
         activate(&mut self.active, slot, queue);
         self.spill.note(queue, slot, false);
@@ -133,6 +139,22 @@ impl Core {
                 self.send_refusal(key, header.handle, queue, producer, refusal);
             }
             self.note_blocked(queue);
+        }
+    }
+
+    /// Refuses a publish whose store takes nothing.
+    fn refuse_unkept(
+        &mut self,
+        key: Key,
+        header: &FrameHeader,
+        (queue, producer): (Key, Key),
+        payload: &[u8],
+        code: ErrorCode,
+        text: String,
+    ) {
+        let Some(slot) = self.queues.at_mut(queue) else { return };
+        if let Some(refusal) = slot.queue.refuse_unkept(producer, payload, code, text) {
+            self.send_refusal(key, header.handle, queue, producer, refusal);
         }
     }
 

@@ -7,6 +7,7 @@
 //! connection. Consumers are written before producers: a message
 //! is on its way before its confirm is.
 
+mod carry;
 pub mod connection;
 mod control;
 mod core;
@@ -21,6 +22,7 @@ mod options;
 pub mod outbound;
 pub mod post;
 mod queues;
+pub mod recover;
 mod redrive;
 mod refill;
 mod remote;
@@ -28,6 +30,7 @@ pub mod report;
 pub mod router;
 mod settle;
 mod spill;
+pub(crate) mod store;
 mod subscriptions;
 mod timers;
 mod waiting;
@@ -54,6 +57,7 @@ use std::io::IoSlice;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use store::{JournalAsks, journal_name};
 
 /// What a shard is told at its start; validated by `config.rs`.
 #[derive(Clone, Debug)]
@@ -62,6 +66,8 @@ pub struct ShardConfig {
     pub shard: u32,
     /// Shards in all.
     pub shards: u32,
+    /// Stores of the data directory, of all shards.
+    pub stores: u32,
     /// Bytes that the shard may use, over 16 MiB in production.
     pub memory_limit_bytes: u64,
     /// Of these, bytes that chunks may not use.
@@ -102,6 +108,7 @@ impl ShardConfig {
         ShardConfig {
             shard: 0,
             shards: 1,
+            stores: 1,
             memory_limit_bytes,
             memory_reserve_bytes: limits::memory_reserve_bytes(memory_limit_bytes, 1),
             message_bytes_max: limits::MESSAGE_BYTES_DEFAULT as u64,
@@ -436,6 +443,7 @@ impl<W: World> Shard<W> {
 
     /// What goes to disk and what comes back is planned and handed to the system, all at once.
     fn spill(&mut self) {
+        self.write_journals();
         let disk = &mut self.disk;
         self.core.plan_disk(|| disk.free_bytes());
         while let Some(request) = self.core.poll_disk_request() {
@@ -445,6 +453,28 @@ impl<W: World> Shard<W> {
             }
         }
         disk.flush();
+    }
+
+    /// What changed in durable queues goes to their journals.
+    fn write_journals(&mut self) {
+        self.core.tell_journals();
+        while let Some(asked) = self.core.poll_journal() {
+            match asked {
+                JournalAsks::Make { store, number, tag, file, open } => {
+                    let name = journal_name(number, file);
+                    let opened = open.map_or_else(|| self.disk.open(&name), Ok);
+                    let made = opened.and_then(|id| self.disk.cut(id, 0).map(|()| id));
+                    let made = made.map_err(|error| error.kind());
+                    self.core.handle_made(store, tag, file, made);
+                }
+                JournalAsks::Request(request) => {
+                    if let Err(request) = self.disk.submit(request) {
+                        self.core.return_journal_request(request);
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     fn accept(&mut self, now: Now) {

@@ -12,10 +12,12 @@
 
 use crate::base::slot_map::Key;
 use crate::base::time::Now;
+use crate::format::change::MoveName;
 use crate::format::dead_letter::{self, DeadLetter};
 use crate::limits::DEAD_LETTER_HOPS_MAX;
 use crate::protocol::control::ATTEMPTS_UNLIMITED;
 use crate::protocol::error::ErrorCode;
+use crate::protocol::wire;
 use crate::queue::dead::HOPS_REASON;
 use crate::queue::memory::Account;
 use crate::queue::moved::{Accepted, MoveKey, MovedMessage};
@@ -24,6 +26,7 @@ use crate::queue::{Absent, MoveOut, Queue};
 use crate::shard::core::Core;
 use crate::shard::options::queue_options;
 use crate::shard::router::home;
+use crate::shard::store::Deferred;
 use crate::shard::subscriptions::DEFAULT_SUBSCRIPTION;
 
 /// A message that its target is asked to take.
@@ -32,8 +35,11 @@ pub(super) struct Move {
     pub key: MoveKey,
     /// The queue that shall have it.
     pub target: Box<str>,
-    /// The target is made if it does not exist: a default dead-letter queue.
+    /// The target is made if it does not exist: a default dead-letter queue, as durable as its
+    /// source.
     pub makes_target: bool,
+    /// Whether the source is durable.
+    pub durable: bool,
     /// Only this subscription of the target gets it, if it is there.
     pub only: Option<Box<str>>,
     /// It.
@@ -61,7 +67,7 @@ pub(super) enum Note {
     /// To the source's home.
     Done(MoveDone),
     /// To the target's home: the source has noted the answer.
-    Settled(Key, MoveKey),
+    Settled(Key, MoveName),
 }
 
 /// What the notes of one move take at most.
@@ -79,8 +85,9 @@ impl Core {
             let Some(out) = slot.queue.poll_move(now) else { return true };
             let target = slot.queue.dead_letter_name(out.subscription);
             let makes_target = slot.queue.makes_dead_letter(out.subscription);
+            let durable = slot.queue.is_durable();
             let (subscription, sequence) = (out.subscription, out.run.sequence);
-            let key = MoveKey { shard: self.config.shard, queue, subscription, sequence };
+            let key = slot.move_key(self.config.shard, queue, subscription, sequence);
             let record_max = self.memory.record_content_bytes_max();
             let made = match dead_letter(&mut slot.queue, &out, record_max) {
                 Ok(message) => message.ok_or(HOPS_REASON),
@@ -99,7 +106,7 @@ impl Core {
             };
             *budget = budget.saturating_sub(message.bytes());
             let target = target.into();
-            self.send_move(Move { key, target, makes_target, only: None, message }, now);
+            self.send_move(Move { key, target, makes_target, durable, only: None, message }, now);
             if *budget == 0 {
                 return false;
             }
@@ -116,10 +123,10 @@ impl Core {
             let done = MoveDone { key, home, target: None, bytes: 0, outcome };
             return self.handle_move_done(done, now);
         }
-        let to = home(&asked.target, self.config.shards);
+        let to = home(&asked.target, self.config.stores, self.config.shards);
         if to == self.config.shard {
             let done = self.handle_move(asked, now);
-            self.handle_move_done(done, now);
+            self.answer_move(to as usize, done);
         } else {
             self.parked_moves.push_back((to as usize, Box::new(asked)));
             self.send_parked_moves();
@@ -147,12 +154,10 @@ impl Core {
         match note {
             Note::Asked(asked) => {
                 let done = self.handle_move(*asked, now);
-                if let Some(post) = &mut self.post {
-                    post.put_note(from, Note::Done(done), 0);
-                }
+                self.answer_move(from, done);
             }
             Note::Done(done) => self.handle_move_done(done, now),
-            Note::Settled(target, key) => self.settle_move(target, key),
+            Note::Settled(target, name) => self.settle_move(target, name),
         }
     }
 
@@ -175,6 +180,7 @@ impl Core {
         let accepted = slot.queue.accept_move(key, &asked.message, only, now.wall, memory);
         self.spill.note(target, slot, false);
         self.activate(target);
+        self.note_changes(target);
         let outcome = accepted.map_err(|refused| refused.name());
         MoveDone { key, home, target: Some(target), bytes, outcome }
     }
@@ -187,26 +193,59 @@ impl Core {
         self.note_redriven(done.key, outcome, now);
         // From now on nobody asks for it again.
         let (Ok(()), Some(target)) = (outcome, done.target) else { return };
-        match (done.home, &mut self.post) {
-            (home, Some(post)) if home != self.config.shard => {
-                post.put_note(home as usize, Note::Settled(target, done.key), 0);
-            }
-            _ => self.settle_move(target, done.key),
+        let (home, name) = (done.home as usize, done.key.name);
+        match self.queues.at(done.key.queue).and_then(|slot| slot.store) {
+            // Before that is safe it may be asked for again, after a crash.
+            Some(store) => self.stores.at(store).defer(Deferred::Settle(home, target, name)),
+            None => self.send_settled(home, target, name),
         }
     }
 
-    fn settle_move(&mut self, target: Key, key: MoveKey) {
-        if let Some(slot) = self.queues.at_mut(target) {
-            slot.queue.settle_move(key, &mut self.memory);
+    /// Tells the source's home what became of a move; if the target is durable, not before that
+    /// is safe.
+    fn answer_move(&mut self, to: usize, done: MoveDone) {
+        let target = done.target.filter(|_| done.outcome.is_ok());
+        let store = target.and_then(|target| self.queues.at(target)?.store);
+        match store {
+            Some(store) => self.stores.at(store).defer(Deferred::Moved(to, done)),
+            None => self.send_move_done(to, done),
         }
+    }
+
+    /// See [`Core::answer_move`].
+    pub(super) fn send_move_done(&mut self, to: usize, done: MoveDone) {
+        match &mut self.post {
+            Some(post) if to != self.config.shard as usize => {
+                post.put_note(to, Note::Done(done), 0);
+            }
+            _ => self.handle_move_done(done, self.now),
+        }
+    }
+
+    /// Tells the target's home that the source has noted a move.
+    pub(super) fn send_settled(&mut self, to: usize, target: Key, name: MoveName) {
+        match &mut self.post {
+            Some(post) if to != self.config.shard as usize => {
+                post.put_note(to, Note::Settled(target, name), 0);
+            }
+            _ => self.settle_move(target, name),
+        }
+    }
+
+    fn settle_move(&mut self, target: Key, name: MoveName) {
+        if let Some(slot) = self.queues.at_mut(target) {
+            slot.queue.settle_move(name, &mut self.memory);
+        }
+        self.note_changes(target);
     }
 
     /// Tells the source, if it is still there.
     fn note_moved(&mut self, key: MoveKey, outcome: Result<(), &'static str>, now: Now) {
         let Some(slot) = self.queues.at_mut(key.queue) else { return };
         let (subscription, memory) = (key.subscription, &mut self.memory);
-        slot.queue.handle_moved(subscription, key.sequence, outcome, now, memory);
+        slot.queue.handle_moved(subscription, key.name.sequence, outcome, now, memory);
         self.activate(key.queue);
+        self.note_changes(key.queue);
     }
 
     /// The queue that a move goes to; a default dead-letter queue is made on first use.
@@ -221,7 +260,8 @@ impl Core {
         if !is_name(name) {
             return Err(ErrorCode::BadName);
         }
-        let options = queue_options(None, self.config.message_bytes_max);
+        let asked_options = wire::QueueOptionsT { durable: asked.durable, ..Default::default() };
+        let options = queue_options(Some(&asked_options), self.config.message_bytes_max);
         // Whatever fails there was given up once already: it stays until somebody looks at it.
         let subscription =
             SubscriptionOptions { max_attempts: ATTEMPTS_UNLIMITED, ..Default::default() };

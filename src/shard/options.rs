@@ -7,6 +7,7 @@ use crate::limits::{
 };
 use crate::protocol::control::{ATTEMPTS_UNLIMITED, subscription_set, update_set};
 use crate::protocol::error::ErrorCode;
+use crate::protocol::hot::Reached;
 use crate::protocol::wire;
 use crate::queue::policy::{
     Backoff, BackoffRule, OnFull, QueueOptions, SubscriptionOptions, is_name,
@@ -92,10 +93,19 @@ pub(super) fn queue_options(
     message_bytes_limit: u64,
 ) -> Result<QueueOptions, Refused> {
     let asked = body.cloned().unwrap_or_default();
-    if asked.durable {
-        let text = "durable queues are not supported yet; this queue would be transient";
-        return Err(Refused::new(ErrorCode::Unsupported, text));
-    }
+    let confirm = match (asked.durable, asked.confirm) {
+        (false, wire::ConfirmAt::Synced) => Reached::Memory,
+        (false, _) => {
+            let text = "`confirm` is of durable queues alone; a transient one confirms in memory";
+            return Err(Refused::new(ErrorCode::BadOption, text));
+        }
+        (true, wire::ConfirmAt::Synced) => Reached::Synced,
+        (true, wire::ConfirmAt::Written) => Reached::Written,
+        (true, other) => {
+            let text = format!("confirm has no value {}", other.0);
+            return Err(Refused::new(ErrorCode::BadOption, text));
+        }
+    };
     let on_full = match asked.on_full {
         wire::OnFull::Block => OnFull::Block,
         wire::OnFull::Reject => OnFull::Reject,
@@ -113,7 +123,7 @@ pub(super) fn queue_options(
     }
     let message_bytes_max = if message_bytes_max == 0 { limit } else { message_bytes_max };
     let (messages_max, bytes_max) = (asked.messages_max, asked.bytes_max);
-    Ok(QueueOptions { messages_max, bytes_max, on_full, message_bytes_max })
+    Ok(QueueOptions { messages_max, bytes_max, on_full, message_bytes_max, confirm })
 }
 
 /// Puts what `set` names of `asked` into `options`.
@@ -141,7 +151,7 @@ pub(super) fn update_queue_options(
 /// Options of a queue, for its description.
 pub(super) fn wire_queue_options(options: &QueueOptions) -> wire::QueueOptionsT {
     wire::QueueOptionsT {
-        durable: false,
+        durable: options.is_durable(),
         messages_max: options.messages_max,
         bytes_max: options.bytes_max,
         on_full: match options.on_full {
@@ -151,6 +161,10 @@ pub(super) fn wire_queue_options(options: &QueueOptions) -> wire::QueueOptionsT 
             OnFull::DropNewest => wire::OnFull::DropNewest,
         },
         message_bytes_max: options.message_bytes_max,
+        confirm: match options.confirm {
+            Reached::Memory | Reached::Synced => wire::ConfirmAt::Synced,
+            Reached::Written => wire::ConfirmAt::Written,
+        },
     }
 }
 

@@ -7,6 +7,7 @@ use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::FrameHeader;
 use crate::protocol::wire;
 use crate::queue::Queue;
+use crate::queue::moved::TRANSIENT_STORES;
 use crate::queue::policy::{QueueOptions, Start, SubscriptionOptions, is_name};
 use crate::shard::core::{Core, QueueSlot};
 use crate::shard::options::{
@@ -60,7 +61,11 @@ impl Core {
         // Of two queues made at the same time the waits are drawn differently.
         let seed = self.now.wall.0 ^ self.queues_made << 48;
         let (bounds, created) = (self.config.bounds, self.now.wall);
-        let number = self.queues_made;
+        let store = options.is_durable().then(|| self.store_for(name)).transpose()?;
+        let (number, move_store) = match store.map(|index| self.stores.at(index)) {
+            Some(store) => (store.next_number(), store.number()),
+            None => (self.queues_made, TRANSIENT_STORES + self.config.shard),
+        };
         let memory = &mut self.memory;
         let queue = Queue::new(name, options, bounds, number, created, seed, memory);
         let mut queue =
@@ -74,9 +79,14 @@ impl Core {
                 return Err(refused_subscription(name, subscription, error));
             }
         }
-        let key = self.queues.insert(Box::new(QueueSlot::new(queue)));
+        if store.is_some() {
+            queue.make_durable();
+        }
+        let slot = QueueSlot { store, ..QueueSlot::new(queue, move_store) };
+        let key = self.queues.insert(Box::new(slot));
         self.names.insert(Rc::from(name), key);
         self.arm_queue(key);
+        self.note_changes(key);
         Ok(key)
     }
 
@@ -101,6 +111,7 @@ impl Core {
         let Some(slot) = self.queues.remove(key) else { return Ok(None) };
         self.disarm_queue(key, &slot);
         self.spill.forget(key, &slot);
+        self.forget_durable(key, &slot);
         let producers = slot.queue.producers().map(|(_, producer)| producer.owner);
         let owners: Vec<_> = producers.chain(slot.queue.consumer_owners()).collect();
         self.deleted.add(slot.queue.counters());

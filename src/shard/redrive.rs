@@ -164,7 +164,7 @@ impl Core {
         if (job.queue, job.subscription) != (key.queue, key.subscription) {
             return;
         }
-        let Some(nth) = job.out.iter().position(|sequence| *sequence == key.sequence) else {
+        let Some(nth) = job.out.iter().position(|sequence| *sequence == key.name.sequence) else {
             return;
         };
         job.out.swap_remove(nth);
@@ -176,7 +176,7 @@ impl Core {
             }
             Err(reason) if is_named_of_memory(reason) => {
                 job.move_left += 1;
-                job.pause(key.sequence, reason, now.mono);
+                job.pause(key.name.sequence, reason, now.mono);
             }
             Err(reason) => job.note_refused(reason),
         }
@@ -290,8 +290,9 @@ impl Core {
         job.move_left -= 1;
         job.out.push(sequence);
         *budget = budget.saturating_sub(message.bytes());
-        let key = MoveKey { shard: self.config.shard, queue: job.queue, subscription, sequence };
-        self.send_move(Move { key, target, makes_target: false, only, message }, now);
+        let key = slot.move_key(self.config.shard, job.queue, subscription, sequence);
+        let (makes_target, durable) = (false, slot.queue.is_durable());
+        self.send_move(Move { key, target, makes_target, durable, only, message }, now);
         *budget > 0 && !self.redrive_waits()
     }
 

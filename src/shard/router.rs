@@ -15,14 +15,20 @@ use crate::shard::core::Core;
 use crate::shard::crossing::State;
 use crate::shard::gather::Gather;
 
-/// The shard that has the queue of this name, whether it exists or not.
-pub fn home(name: &str, shards: u32) -> u32 {
+/// The shard that has the queue of this name, whether it exists or not: the one that owns the
+/// store.
+pub fn home(name: &str, stores: u32, shards: u32) -> u32 {
+    store_of(name, stores) % shards
+}
+
+/// The store that keeps the queue of this name if it is durable.
+pub fn store_of(name: &str, stores: u32) -> u32 {
     // FNV-1a, and its upper half by multiplication: every bit of the name counts.
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     let mixed = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    ((mixed * u64::from(shards)) >> 32) as u32
+    ((mixed * u64::from(stores)) >> 32) as u32
 }
 
 /// How the shard of a frame is found.
@@ -163,7 +169,7 @@ impl Core {
             }
             Way::Name { opens } => match queue_named(opcode, payload) {
                 Some(name) => {
-                    let shard = home(&name, self.config.shards) as usize;
+                    let shard = home(&name, self.config.stores, self.config.shards) as usize;
                     match opens {
                         true => self.route_open(key, shard, opcode, header, payload),
                         false => self.forward(key, shard, header, payload),
@@ -181,7 +187,7 @@ impl Core {
             return Route::Here;
         }
         let Some(name) = queue_named(opcode, payload) else { return Route::Here };
-        let shard = home(&name, self.config.shards) as usize;
+        let shard = home(&name, self.config.stores, self.config.shards) as usize;
         if shard == self.config.shard as usize {
             return Route::Here;
         }
@@ -399,16 +405,16 @@ mod tests {
 
     #[test]
     fn a_name_has_one_home_and_homes_have_about_as_many_names() {
-        assert_eq!(home("orders", 1), 0);
+        assert_eq!(home("orders", 1, 1), 0);
         for shards in [2, 3, 16] {
             let mut counts = vec![0; shards as usize];
             for nth in 0..1000 * shards {
-                counts[home(&format!("queue-{nth}"), shards) as usize] += 1;
+                counts[home(&format!("queue-{nth}"), shards, shards) as usize] += 1;
             }
             assert!(counts.iter().all(|count| (850..1150).contains(count)), "{counts:?}");
         }
         // The homes of a running broker must be those of the next one.
-        let homes = ["a", "orders", "orders.dead", "queue-7"].map(|name| home(name, 16));
+        let homes = ["a", "orders", "orders.dead", "queue-7"].map(|name| home(name, 16, 16));
         assert_eq!(homes, [6, 12, 7, 1]);
     }
 

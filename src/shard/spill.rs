@@ -22,6 +22,7 @@ use crate::queue::memory::{Account, Overflow};
 use crate::queue::spill::Eviction;
 use crate::shard::ShardConfig;
 use crate::shard::core::{Core, QueueSlot};
+use crate::shard::store::is_of_journal;
 use crate::storage::spill::{
     DiskBudget, FullReason, SpillShape, SpillState, SpillStats, SpillStore, StoreRequest,
     WriteError, Written, error_text,
@@ -537,6 +538,15 @@ impl Core {
     /// Something on disk has ended.
     pub fn handle_disk(&mut self, completion: DiskCompletion) {
         let now = self.now.mono;
+        let completion = match completion {
+            DiskCompletion::WrotePages { tag, pages, result } => {
+                return self.handle_journal(tag, result, Some(pages));
+            }
+            DiskCompletion::Synced { tag, result } if is_of_journal(tag) => {
+                return self.handle_journal(tag, result, None);
+            }
+            other => other,
+        };
         self.spill.look = true;
         let Some(store) = self.spill.store() else { return };
         match completion {
@@ -560,7 +570,7 @@ impl Core {
                 self.answer_trims();
             }
             // Nothing is synced: what is spilled is worth nothing to the next run.
-            DiskCompletion::Synced { .. } => {}
+            DiskCompletion::Synced { .. } | DiskCompletion::WrotePages { .. } => {}
         }
     }
 

@@ -47,6 +47,22 @@ impl Disk for CanaryDisk {
         self.disk.open(name)
     }
 
+    fn close(&mut self, file: FileId) {
+        self.disk.close(file);
+    }
+
+    fn names(&self, prefix: &str) -> std::io::Result<Vec<String>> {
+        self.disk.names(prefix)
+    }
+
+    fn file_len(&self, file: FileId) -> std::io::Result<u64> {
+        self.disk.file_len(file)
+    }
+
+    fn read_now(&mut self, file: FileId, offset: u64, into: &mut [u8]) -> std::io::Result<usize> {
+        self.disk.read_now(file, offset, into)
+    }
+
     fn file_bytes(&self, file: FileId) -> std::io::Result<u64> {
         self.disk.file_bytes(file)
     }

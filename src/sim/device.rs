@@ -244,6 +244,24 @@ impl Device {
         (blocks * DISK_ALIGN_BYTES).min(file.bytes.len()) as u64
     }
 
+    /// The names that begin with `prefix`.
+    pub fn names(&self, prefix: &str) -> Vec<String> {
+        let names = self.files.iter().map(|file| &file.name);
+        let mut names: Vec<String> =
+            names.filter(|name| name.starts_with(prefix)).cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// See [`crate::io::Disk::read_now`].
+    pub fn read_now(&self, file: FileId, offset: u64, into: &mut [u8]) -> usize {
+        let bytes = &self.files[file.0 as usize].bytes;
+        let from = bytes.len().min(offset as usize);
+        let there = into.len().min(bytes.len() - from);
+        into[..there].copy_from_slice(&bytes[from..from + there]);
+        there
+    }
+
     /// Cuts a file off.
     pub fn cut(&mut self, file: FileId, bytes: usize) {
         let file = &mut self.files[file.0 as usize];
@@ -297,14 +315,35 @@ impl Device {
             }
             at += image.len();
         }
-        match refusal {
-            Some(kind) => Err(kind),
-            None if there < bytes => {
-                universe.cover(Cover::DiskFull);
-                Err(ErrorKind::StorageFull)
-            }
-            None => Ok(()),
+        outcome(universe, refusal, there < bytes)
+    }
+
+    /// Writes pages; with `sync` no crash takes them away from then on. None is lost without an
+    /// error: who asks for a sync relies on that.
+    pub fn write_pages(
+        &mut self,
+        universe: &Universe,
+        file: FileId,
+        offset: u64,
+        image: &[u8],
+        sync: bool,
+    ) -> Result<(), ErrorKind> {
+        self.files[file.0 as usize].forget(offset..offset + image.len() as u64);
+        let refusal = self.refusal(universe);
+        let there = self.take_blocks(file, offset, image.len());
+        let part = if there < image.len() || refusal.is_some() { 500 } else { 1000 };
+        self.write_some(universe, file, offset as usize, image, part);
+        if part == 1000 && sync {
+            self.files[file.0 as usize].keep(offset as usize, image.len());
         }
+        outcome(universe, refusal, there < image.len())
+    }
+
+    /// A part of a write is there already, should the process or the machine stop now.
+    pub fn begin_pages(&mut self, universe: &Universe, file: FileId, offset: u64, image: &[u8]) {
+        let there = self.take_blocks(file, offset, image.len());
+        self.files[file.0 as usize].forget(offset..offset + there as u64);
+        self.write_some(universe, file, offset as usize, &image[..there], universe.below(1000));
     }
 
     /// Writes each sector of `image` with a chance of `per_mille`.
@@ -517,7 +556,30 @@ impl Device {
     }
 }
 
+/// Of a write.
+fn outcome(
+    universe: &Universe,
+    refusal: Option<ErrorKind>,
+    is_short: bool,
+) -> Result<(), ErrorKind> {
+    match refusal {
+        Some(kind) => Err(kind),
+        None if is_short => {
+            universe.cover(Cover::DiskFull);
+            Err(ErrorKind::StorageFull)
+        }
+        None => Ok(()),
+    }
+}
+
 impl File {
+    /// A crash takes nothing away of what stands in a range now.
+    fn keep(&mut self, offset: usize, bytes: usize) {
+        self.synced_bytes = self.synced_bytes.max(offset + bytes);
+        let sectors = offset / SECTOR_BYTES..(offset + bytes) / SECTOR_BYTES;
+        self.unsynced.retain(|sector, _| !sectors.contains(sector));
+    }
+
     /// A chunk stands at an offset now.
     fn note(&mut self, offset: u64, bytes: &[u8]) {
         let Ok(header) = ChunkHeader::decode(bytes) else { return };

@@ -419,7 +419,7 @@ impl Peer {
 
     fn welcome(&mut self, stage: &Stage, body: &wire::HelloOkT) -> Checked {
         self.greeted = true;
-        let home = |name: &String| router::home(name, body.shards);
+        let home = |name: &String| router::home(name, body.shards, body.shards);
         let elsewhere = self.attach.as_ref().is_some_and(|name| home(name) != body.shard);
         match elsewhere && !stage.draining {
             true => Err(format!("attached to {:?}, and on {}", self.attach, body.shard)),

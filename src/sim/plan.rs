@@ -3,7 +3,7 @@
 
 use crate::base::chunk_pool::PoolShape;
 use crate::limits::KIB;
-use crate::protocol::wire::{OnFull, QueueOptionsT};
+use crate::protocol::wire::{ConfirmAt, OnFull, QueueOptionsT};
 use crate::queue::policy::QueueBounds;
 use crate::shard::ShardConfig;
 use crate::shard::post::PostShape;
@@ -105,6 +105,7 @@ impl Plan {
             memory_reserve_bytes: MEMORY_RESERVE_BYTES,
             message_bytes_max: memory_limit_bytes / (8 * u64::from(shards)),
             shards,
+            stores: shards,
             connections_max: [10, 40, 1000][universe.index(3)].max(if calm { 1000 } else { 0 }),
             token: universe.chance(500).then(|| "open sesame".to_owned()),
             pool,
@@ -245,6 +246,7 @@ impl QueuePlan {
                 bytes_max,
                 on_full,
                 message_bytes_max,
+                confirm: ConfirmAt::Synced,
             },
             purged: lossy && universe.chance(400),
             deleted: lossy && universe.chance(300),

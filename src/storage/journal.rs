@@ -23,12 +23,14 @@
 
 mod spares;
 
+use crate::base::pages::Pages;
 use crate::format::journal::{
-    GroupPlace, LogEnd, Record, SegmentHeader, StoreId, group_image_bytes, seal_group,
+    GroupPlace, LogEnd, RecordKind, SegmentHeader, StoreId, encode_record, group_image_bytes,
+    seal_group,
 };
 use crate::limits::{
     DISK_ALIGN_BYTES, JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_HEADER_BYTES, JOURNAL_PREWRITE_BYTES,
-    JOURNAL_SEGMENT_BYTES,
+    JOURNAL_RECORD_HEADER_BYTES, JOURNAL_SEGMENT_BYTES,
 };
 use crate::storage::replay::Recovered;
 use spares::Spares;
@@ -56,7 +58,7 @@ impl Default for JournalShape {
     }
 }
 
-/// Something to do on the journal's files, which have numbers.
+/// Something to do on the journal's files, which have numbers. What is in memory is whole pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JournalRequest {
     /// Makes a file, or empties the one that is there.
@@ -85,8 +87,8 @@ pub enum JournalRequest {
         file: u32,
         /// From the file's start.
         offset: u64,
-        /// What.
-        image: Vec<u8>,
+        /// What; wanted back with the outcome, for use again.
+        image: Pages,
         /// The device has to keep it before it counts as written (RWF_DSYNC, or a sync behind it).
         sync: bool,
     },
@@ -157,14 +159,16 @@ pub struct LiveSegment {
 
 /// The group that gathers: room for the header, and the records.
 struct Gathering {
-    image: Vec<u8>,
+    image: Pages,
     record_count: u32,
     wants_synced: bool,
 }
 
 impl Gathering {
-    fn new() -> Gathering {
-        let image = vec![0; JOURNAL_GROUP_HEADER_BYTES];
+    /// In memory that is free.
+    fn new(mut image: Pages) -> Gathering {
+        image.clear();
+        image.resize(JOURNAL_GROUP_HEADER_BYTES);
         Gathering { image, record_count: 0, wants_synced: false }
     }
 }
@@ -186,6 +190,9 @@ pub struct Journal {
     /// The group that a record appended now will be in.
     next_group: u64,
     gathering: Gathering,
+    /// While no request of the log is under way: what the next is written from. So two buffers,
+    /// each of a group at most, take turns.
+    free: Pages,
     /// Somebody waits for a sync of what was written without one.
     sync_due: bool,
     /// Oldest first; the last is written to.
@@ -231,7 +238,8 @@ impl Journal {
             shape,
             progress: Progress { written, synced },
             next_group: recovered.end.group,
-            gathering: Gathering::new(),
+            gathering: Gathering::new(Pages::default()),
+            free: Pages::default(),
             sync_due: false,
             segments: recovered.live.iter().copied().collect(),
             next_segment: recovered.end.segment + 1,
@@ -240,7 +248,7 @@ impl Journal {
             is_ready: false,
             needed: recovered.needed,
             stated: recovered.needed,
-            spares: Spares::new(&recovered.spares, recovered.next_file),
+            spares: Spares::new(&recovered.spares, &recovered.unmade, recovered.next_file),
             under_way: None,
             next_tag: 0,
             poison: None,
@@ -248,24 +256,32 @@ impl Journal {
         }
     }
 
-    /// Takes a record; the answer is the sequence of the group that it will be in. With
-    /// `wants_synced` that group, with all before it, is synced as soon as it is written.
+    /// Takes a record, whose body is all of the parts; the answer is the sequence of the group that
+    /// it will be in. With `wants_synced` that group, with all before it, is synced as soon as it
+    /// is written.
     ///
     /// # Errors
     /// If it is to be tried again later, or never.
     ///
     /// # Panics
     /// If the record does not fit an empty group.
-    pub fn append(&mut self, record: Record<'_>, wants_synced: bool) -> Result<u64, AppendError> {
+    pub fn append(
+        &mut self,
+        kind: RecordKind,
+        flags: u8,
+        body: &[&[u8]],
+        wants_synced: bool,
+    ) -> Result<u64, AppendError> {
         if let Some(poison) = self.poison {
             return Err(AppendError::Poisoned(poison));
         }
-        let bytes = record.encoded_bytes();
+        let body_bytes: usize = body.iter().map(|part| part.len()).sum();
+        let bytes = JOURNAL_RECORD_HEADER_BYTES + body_bytes;
         assert!(JOURNAL_GROUP_HEADER_BYTES + bytes <= self.shape.group_bytes_max);
         if self.gathering.image.len() + bytes > self.shape.group_bytes_max {
             return Err(AppendError::Full);
         }
-        record.encode(&mut self.gathering.image);
+        encode_record(kind as u8, flags, body, &mut self.gathering.image);
         self.gathering.record_count += 1;
         self.gathering.wants_synced |= wants_synced;
         Ok(self.next_group)
@@ -306,15 +322,24 @@ impl Journal {
         request
     }
 
-    /// A request has ended. Short writes count as failed.
+    /// A request has ended. Short writes count as failed. `image` is what a write was of, if that
+    /// came back: the journal then asks for no memory for another.
     ///
     /// # Panics
     /// If it is none that is under way.
-    pub fn handle_completed(&mut self, tag: u64, result: Result<(), ErrorKind>) -> Progress {
+    pub fn handle_completed(
+        &mut self,
+        tag: u64,
+        result: Result<(), ErrorKind>,
+        image: Option<Pages>,
+    ) -> Progress {
         let Some((_, step)) = self.under_way.take_if(|(own, _)| *own == tag) else {
             self.spares.handle_completed(tag, result, &self.shape);
             return self.progress;
         };
+        if let Some(image) = image {
+            self.free = image;
+        }
         match (result, step) {
             (Err(kind), Step::Header { .. }) => self.fail(self.next_segment, 0, kind),
             (Err(kind), _) => self.fail(self.next_segment - 1, self.offset, kind),
@@ -397,7 +422,8 @@ impl Journal {
             needed: self.needed,
         };
         self.under_way = Some((tag, Step::Header { file, needed: self.needed }));
-        let image = header.encode();
+        let mut image = std::mem::take(&mut self.free);
+        header.encode(&mut image);
         Some(JournalRequest::Write { tag, file, offset: 0, image, sync: true })
     }
 
@@ -421,7 +447,7 @@ impl Journal {
     fn write_group(&mut self, tag: u64) -> Option<JournalRequest> {
         let last = self.segments.back()?;
         let Gathering { mut image, record_count, wants_synced } =
-            std::mem::replace(&mut self.gathering, Gathering::new());
+            std::mem::replace(&mut self.gathering, Gathering::new(std::mem::take(&mut self.free)));
         let Progress { written, synced } = self.progress;
         let place = GroupPlace {
             store: self.store,

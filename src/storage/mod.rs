@@ -8,3 +8,4 @@ pub mod replay;
 mod salvage;
 pub mod slots;
 pub mod spill;
+pub mod state;

@@ -14,19 +14,16 @@
 //! another queue, or because a sector is half of this image and half of the last. So one is taken
 //! only if the sums in the chunk's header say that its head was written as part of this image; the
 //! head has the checksum of what is behind it. The header in turn is believed only if its own,
-//! short
-//! checksum is the one that is kept in memory.
+//! short checksum is the one that is kept in memory.
 
 use crate::base::checksum::crc32c;
-use crate::format::batch::{self, BatchHeader, BatchPrefix, FRAGMENT};
+use crate::format::batch::{self, BatchHeader, BatchPrefix, Batches, FRAGMENT, PrefixedBatch};
 use crate::format::chunk::{ChunkError, ChunkHeader, ChunkName, OddOne, head_crc};
 use crate::format::record::RecordHeader;
 use crate::limits::{
     BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, RECORD_HEADER_BYTES,
 };
 use std::ops::Range;
-
-const HEAD_BYTES: usize = BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES;
 
 /// What an image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,10 +68,9 @@ pub(super) fn judge(there: &[u8], image_bytes: usize, name: ChunkName, check: u1
         return Verdict::Another(header);
     }
     let used_bytes = header.used_bytes as usize;
-    let batches = Batches { image: &there[..used_bytes], at: CHUNK_HEADER_BYTES };
     let mut count = 0;
-    for batch in batches {
-        if !batch.is_whole(there) {
+    for batch in Batches::new(&there[CHUNK_HEADER_BYTES..used_bytes]) {
+        if !batch.is_whole() {
             return damaged(ChunkError::Contradiction);
         }
         count += 1;
@@ -96,8 +92,7 @@ pub(super) fn salvage(image: &mut [u8], name: ChunkName, check: u16) -> Option<S
         return None;
     }
     let used_bytes = header.used_bytes as usize;
-    let batches = Batches { image: image.get(..used_bytes)?, at: CHUNK_HEADER_BYTES };
-    let batches: Vec<Found> = batches.collect();
+    let batches = Found::all(image.get(CHUNK_HEADER_BYTES..used_bytes)?);
     if batches.last()?.end != used_bytes {
         return None;
     }
@@ -113,7 +108,7 @@ pub(super) fn salvage(image: &mut [u8], name: ChunkName, check: u16) -> Option<S
         if Some(nth) != odd && batch.prefix.base_sequence != sequence {
             return None;
         }
-        if Some(nth) == odd || !batch.is_whole(image) {
+        if Some(nth) == odd || !batch.is_whole {
             lose(image, batch, sequence)?;
             extend(&mut lost, sequence..next);
         }
@@ -137,11 +132,11 @@ fn write_header(image: &mut [u8], name: ChunkName, used_bytes: usize) {
 /// damaged, or only what is behind it.
 fn mend_header(image: &mut [u8], name: ChunkName, check: u16) -> Option<usize> {
     let mut used_bytes = CHUNK_HEADER_BYTES;
-    for batch in (Batches { image, at: CHUNK_HEADER_BYTES }) {
-        if !batch.is_whole(image) {
+    for batch in Batches::new(&image[CHUNK_HEADER_BYTES..]) {
+        if !batch.is_whole() {
             return None;
         }
-        used_bytes = batch.end;
+        used_bytes += batch.bytes.len();
     }
     let batches = &image[CHUNK_HEADER_BYTES..used_bytes];
     let bytes = ChunkHeader::of(name, batches).encode(batches);
@@ -194,44 +189,27 @@ fn extend(lost: &mut Vec<Range<u64>>, more: Range<u64>) {
 }
 
 /// A batch whose header can be read, and which ends inside the image.
-#[derive(Clone, Copy)]
 struct Found {
-    /// Of its prefix.
+    /// Of its prefix, from the image's start.
     at: usize,
     end: usize,
     prefix: BatchPrefix,
     header: BatchHeader,
+    /// Its own checksum is right.
+    is_whole: bool,
 }
 
 impl Found {
-    fn at(image: &[u8], at: usize) -> Option<Found> {
-        let head = image.get(at..)?.get(..HEAD_BYTES)?;
-        let header = BatchHeader::decode(&head[BATCH_PREFIX_BYTES..]).ok()?;
-        let end = at + BATCH_PREFIX_BYTES + header.wire_bytes();
-        let prefix = BatchPrefix::decode(head);
-        (end <= image.len()).then_some(Found { at, end, prefix, header })
-    }
-
-    /// Whether its own checksum is right.
-    fn is_whole(&self, image: &[u8]) -> bool {
-        let wire = &image[self.at + BATCH_PREFIX_BYTES..self.end];
-        crc32c(&wire[4..]) == self.header.crc32c
-    }
-}
-
-/// Batches one behind the other, up to the first that cannot be read.
-struct Batches<'a> {
-    image: &'a [u8],
-    at: usize,
-}
-
-impl Iterator for Batches<'_> {
-    type Item = Found;
-
-    fn next(&mut self) -> Option<Found> {
-        let found = Found::at(self.image, self.at)?;
-        self.at = found.end;
-        Some(found)
+    /// What there is in an image behind its header.
+    fn all(batches: &[u8]) -> Vec<Found> {
+        let mut at = CHUNK_HEADER_BYTES;
+        let found = Batches::new(batches).map(|batch| {
+            let PrefixedBatch { prefix, header, bytes } = batch;
+            let end = at + bytes.len();
+            let start = std::mem::replace(&mut at, end);
+            Found { at: start, end, prefix, header, is_whole: batch.is_whole() }
+        });
+        found.collect()
     }
 }
 

@@ -140,6 +140,7 @@ impl Connection {
         let bit = |is_set: bool, bit: u32| if is_set { bit } else { 0 };
         let options = QueueOptions {
             durable: false,
+            confirm: Default::default(),
             messages_max: change.messages_max.unwrap_or(0),
             bytes_max: change.bytes_max.unwrap_or(0),
             on_full: change.on_full.unwrap_or_default(),

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::base::chunk_pool::{ChunkPool, ChunkWriter, HeapSlabs, PoolShape, SealedChunk};
+use crate::base::pages::Pages;
 use crate::limits::{
-    CHUNK_CLASS_BYTES, CHUNK_HEADER_BYTES, DISK_ALIGN_BYTES, DISK_WRITE_CHUNKS_MAX, SLAB_BYTES,
+    CHUNK_CLASS_BYTES, CHUNK_HEADER_BYTES, DISK_ALIGN_BYTES, DISK_FILES_MAX, DISK_WRITE_CHUNKS_MAX,
+    SLAB_BYTES,
 };
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
@@ -93,6 +95,7 @@ impl Bench {
             | DiskCompletion::Synced { tag, result }
             | DiskCompletion::Allocated { tag, result }
             | DiskCompletion::Released { tag, result } => (tag, result),
+            DiskCompletion::WrotePages { tag, result, .. } => (tag, result),
             DiskCompletion::Read { .. } => panic!("no read is under way"),
         };
         assert_eq!(tag, expected_tag);
@@ -107,6 +110,27 @@ impl Bench {
     fn release(&mut self, file: FileId, offset: u64, bytes: u64) -> Result<(), ErrorKind> {
         self.submit(DiskRequest::Release { tag: 8, file, offset, bytes });
         self.outcome(8)
+    }
+
+    fn write_pages(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        pages: Pages,
+        sync: bool,
+    ) -> (Pages, Result<(), ErrorKind>) {
+        self.submit(DiskRequest::WritePages { tag: 5, file, offset, pages, sync });
+        match self.completion() {
+            DiskCompletion::WrotePages { tag: 5, pages, result } => (pages, result),
+            _ => panic!("only this write is under way"),
+        }
+    }
+
+    /// So many bytes, or those that there are.
+    fn read_now(&mut self, file: FileId, offset: u64, bytes: usize) -> Vec<u8> {
+        let mut pages = Pages::zeroed(bytes);
+        let there = self.disk.read_now(file, offset, pages.as_mut_slice()).unwrap();
+        pages.as_slice()[..there].to_vec()
     }
 
     /// The bytes of one chunk.
@@ -168,6 +192,84 @@ fn images_are_written_one_behind_the_other() {
         for (nth, block) in image.chunks(CHUNK_CLASS_BYTES[0]).enumerate() {
             assert!(block.iter().all(|byte| *byte == (first + nth) as u8));
         }
+    });
+}
+
+/// Bytes that differ from page to page, in whole pages.
+fn pages_of(fill: u8, pages: usize) -> Pages {
+    let mut all = Pages::default();
+    (0..pages)
+        .for_each(|nth| all.extend_from_slice(&[fill.wrapping_add(nth as u8); DISK_ALIGN_BYTES]));
+    all
+}
+
+#[test]
+fn pages_go_to_disk_and_come_back_for_use_again() {
+    with_each(|bench| {
+        let file = bench.disk.open("journal").unwrap();
+        let mut pages = pages_of(1, 300);
+        let start = pages.as_slice().as_ptr();
+        for (nth, sync) in [(0, true), (1, false), (1, true), (3, true)] {
+            let offset = nth * 300 * BLOCK;
+            pages.as_mut_slice()[7] = nth as u8;
+            let expected = pages.clone();
+            let (back, result) = bench.write_pages(file, offset, pages, sync);
+            assert_eq!(result, Ok(()));
+            assert!(back.as_slice().as_ptr() == start && back == expected);
+            assert!(bench.read_now(file, offset, back.len()) == expected.as_slice());
+            pages = back;
+        }
+        assert_eq!(bench.disk.file_len(file).unwrap(), 1200 * BLOCK, "the hole included");
+        assert!(bench.read_now(file, 600 * BLOCK, 300 * DISK_ALIGN_BYTES).iter().all(|b| *b == 0));
+        let last = bench.read_now(file, 1198 * BLOCK, 4 * DISK_ALIGN_BYTES);
+        assert!(last == pages.as_slice()[298 * DISK_ALIGN_BYTES..], "the file ends there");
+        assert!(bench.read_now(file, 2000 * BLOCK, DISK_ALIGN_BYTES).is_empty());
+        std::fs::write(bench.directory.join("journal"), [9; DISK_ALIGN_BYTES + 700]).unwrap();
+        assert!(bench.read_now(file, BLOCK, 3 * DISK_ALIGN_BYTES) == [9; 700]);
+        assert_eq!(bench.disk.file_len(file).unwrap(), BLOCK + 700);
+    });
+}
+
+#[test]
+fn a_file_that_was_closed_leaves_its_number_to_another() {
+    with_each(|bench| {
+        let files = ["a", "b", "c"].map(|name| bench.disk.open(name).unwrap());
+        assert_eq!(bench.write_pages(files[1], 0, pages_of(1, 1), true).1, Ok(()));
+        bench.disk.close(files[1]);
+        assert_eq!(bench.disk.open("d").unwrap(), files[1]);
+        assert_eq!(bench.write_pages(files[1], BLOCK, pages_of(2, 1), true).1, Ok(()));
+        bench.disk.close(files[0]);
+        assert_eq!(bench.disk.open("b").unwrap(), files[0]);
+        assert!(bench.read_now(files[0], 0, DISK_ALIGN_BYTES) == [1; DISK_ALIGN_BYTES]);
+        let in_ring = bench.read(files[1], 0);
+        assert!(in_ring[..DISK_ALIGN_BYTES] == [0; DISK_ALIGN_BYTES]);
+        assert!(in_ring[DISK_ALIGN_BYTES..] == [2; DISK_ALIGN_BYTES]);
+        // However many there were.
+        for nth in 0..2 * DISK_FILES_MAX {
+            let file = bench.disk.open(&nth.to_string()).unwrap();
+            assert_eq!(file, FileId(3));
+            bench.disk.close(file);
+        }
+        let open = (3..DISK_FILES_MAX).map(|nth| bench.disk.open(&nth.to_string()).unwrap().0);
+        assert!(open.eq(3..DISK_FILES_MAX as u32));
+        assert_eq!(bench.disk.open("more").unwrap_err().kind(), ErrorKind::QuotaExceeded);
+    });
+}
+
+#[test]
+fn files_are_found_by_how_their_names_begin() {
+    with_each(|bench| {
+        assert_eq!(bench.disk.names("").unwrap(), [""; 0]);
+        for name in ["journal-2", "spill", "journal-10", "journal"] {
+            bench.disk.open(name).unwrap();
+        }
+        std::fs::create_dir(bench.directory.join("journal-of-another")).unwrap();
+        assert_eq!(bench.disk.names("journal-").unwrap(), ["journal-10", "journal-2"]);
+        assert_eq!(bench.disk.names("").unwrap().len(), 4);
+        assert_eq!(bench.disk.names("x").unwrap(), [""; 0]);
+        std::fs::remove_dir_all(&bench.directory).unwrap();
+        assert_eq!(bench.disk.names("").unwrap_err().kind(), ErrorKind::NotFound);
+        std::fs::create_dir(&bench.directory).unwrap();
     });
 }
 
@@ -252,6 +354,11 @@ fn a_device_that_fails_is_an_answer() {
         let file = bench.disk.open("full").unwrap();
         bench.write(1, file, 0, 1);
         assert_eq!(bench.outcome(1), Err(ErrorKind::StorageFull));
+        for sync in [false, true] {
+            let (pages, result) = bench.write_pages(file, 0, pages_of(1, 2), sync);
+            assert!(pages == pages_of(1, 2));
+            assert_eq!(result, Err(ErrorKind::StorageFull));
+        }
         // A device that can neither sync nor reserve says so.
         bench.submit(DiskRequest::Sync { tag: 2, file });
         assert!(bench.outcome(2).is_err());
@@ -282,6 +389,8 @@ fn a_disk_that_is_dropped_waits_for_what_is_under_way() {
             let into = bench.take(CLASS);
             bench.submit(DiskRequest::Read { tag: nth, file, offset, bytes: CHUNK, into });
         }
+        let (pages, offset) = (pages_of(0, 256), DISK_DEPTH as u64 * CHUNK as u64);
+        bench.submit(DiskRequest::WritePages { tag: 98, file, offset, pages, sync: true });
         bench.disk.flush();
         // This one never leaves.
         bench.write(99, file, 0, 99);
@@ -384,6 +493,37 @@ fn a_file_system_that_reserves_nothing_is_written_to_all_the_same() {
             assert_eq!(bench.outcome(1), Ok(()));
             assert_eq!(bench.disk.file_bytes(file).unwrap(), CHUNK as u64);
             assert!(bench.read(file, 0) == vec![1; CHUNK]);
+        });
+    }
+}
+
+/// Times that the device under `path` was told to flush its cache, if the system says.
+fn flushes(path: &Path) -> Option<u64> {
+    let device = std::fs::metadata(path).unwrap().dev();
+    let numbers = format!("{}:{}", libc::major(device), libc::minor(device));
+    let line = std::fs::read_to_string(format!("/sys/dev/block/{numbers}/stat")).ok()?;
+    line.split_whitespace().nth(15)?.parse().ok()
+}
+
+#[test]
+fn a_write_that_keeps_itself_makes_the_device_flush() {
+    const WRITES: u64 = 40;
+    for threads in [false, true] {
+        let Some(small) = SmallDisk::mount("ext4", 24 << 20) else { return };
+        with_one(threads, &small.mounted, |bench| {
+            let file = bench.disk.open("journal").unwrap();
+            assert_eq!(bench.write_pages(file, 0, pages_of(0, 2), true).1, Ok(()));
+            let mut counts = [0, 0];
+            for (nth, sync) in [(0, false), (1, true)] {
+                let Some(before) = flushes(&small.mounted) else {
+                    return eprintln!("skipped: flushes are not counted");
+                };
+                for _ in 0..WRITES {
+                    assert_eq!(bench.write_pages(file, 0, pages_of(0, 2), sync).1, Ok(()));
+                }
+                counts[nth] = flushes(&small.mounted).unwrap() - before;
+            }
+            assert!(counts[0] < WRITES && counts[1] >= WRITES, "{counts:?}");
         });
     }
 }

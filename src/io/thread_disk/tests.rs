@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::base::chunk_pool::{ChunkPool, HeapSlabs, PoolShape};
+use crate::base::pages::Pages;
+use crate::io::uring_disk::tests::with_call_failing;
 use crate::limits::{CHUNK_HEADER_BYTES, DISK_ALIGN_BYTES};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -93,4 +95,49 @@ fn a_thread_count_is_kept_over_many_files() {
     let second = bench.disk.open("b").unwrap();
     assert_ne!(first, second);
     assert_eq!(bench.disk.threads.len(), 2);
+}
+
+/// Outcomes of writes to one file: one that is synced, one that is not, another that is synced.
+fn write_three() -> [Result<(), ErrorKind>; 3] {
+    let mut bench = bench(ThreadDiskShape { threads: 1, depth: 4 });
+    let file = bench.disk.open("journal").unwrap();
+    let outcomes = [true, false, true].map(|sync| {
+        let mut pages = Pages::default();
+        pages.extend_from_slice(&[7; 2 * DISK_ALIGN_BYTES]);
+        let write = DiskRequest::WritePages { tag: 1, file, offset: 0, pages, sync };
+        assert!(bench.disk.submit(write).is_ok());
+        bench.disk.flush();
+        loop {
+            match bench.disk.poll_completion() {
+                Some(DiskCompletion::WrotePages { result, .. }) => return result,
+                Some(_) => panic!("only the write is under way"),
+                None => std::thread::yield_now(),
+            }
+        }
+    });
+    let mut pages = Pages::zeroed(2 * DISK_ALIGN_BYTES);
+    let there = bench.disk.read_now(file, 0, pages.as_mut_slice()).unwrap();
+    assert!(outcomes.iter().all(Result::is_err) || there == pages.len());
+    outcomes
+}
+
+/// Both calls are the system's own words for "keep it": what fails with one of them has asked.
+#[test]
+fn a_write_that_cannot_keep_itself_is_synced_behind() {
+    let (broken, nothing) = (Err(ErrorKind::Other), Ok(()));
+    let kinds = |outcomes: [Result<(), ErrorKind>; 3]| {
+        outcomes.map(|outcome| outcome.map_err(|_| ErrorKind::Other))
+    };
+    let three = || kinds(write_three());
+    assert_eq!(three(), [nothing; 3]);
+    let (by_write, by_sync) = (libc::SYS_pwritev2, libc::SYS_fdatasync);
+    let Some(outcomes) = with_call_failing(by_write, libc::EIO, three) else { return };
+    assert_eq!(outcomes, [broken, nothing, broken]);
+    assert_eq!(with_call_failing(by_sync, libc::EIO, three), Some([nothing; 3]));
+    for errno in [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSYS] {
+        assert_eq!(with_call_failing(by_write, errno, three), Some([nothing; 3]));
+        let neither = || with_call_failing(by_write, errno, three);
+        let outcomes = with_call_failing(by_sync, libc::EIO, neither);
+        assert_eq!(outcomes, Some(Some([broken, nothing, broken])));
+    }
 }

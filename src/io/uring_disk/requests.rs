@@ -1,11 +1,11 @@
 //! The requests of a ring without the ring: which are to be started, and what an answer of the
 //! system means for one.
 
-use crate::io::disk_file::allocated_as_written;
-use crate::io::disk_table::{DiskTable, Step, Work};
+use crate::io::disk_file::{allocated_as_written, refuses_dsync};
+use crate::io::disk_table::{DiskTable, Keep, Step, Work};
 use crate::io::{DiskCompletion, DiskRequest, FileId};
 use crate::limits::DISK_RETRIES_MAX;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::Error;
 
 /// A request by its entry in the table.
@@ -25,6 +25,8 @@ pub(super) struct Requests {
     running: Vec<Option<Running>>,
     waiting: VecDeque<usize>,
     started: usize,
+    /// Files that refused a write that is to keep itself: a sync follows each of them instead.
+    refuse_dsync: BTreeSet<FileId>,
 }
 
 impl Requests {
@@ -35,6 +37,7 @@ impl Requests {
             running: (0..depth).map(|_| None).collect(),
             waiting: VecDeque::with_capacity(depth),
             started: 0,
+            refuse_dsync: BTreeSet::new(),
         }
     }
 
@@ -44,10 +47,21 @@ impl Requests {
         request: DiskRequest,
         is_direct: impl Fn(FileId) -> bool,
     ) -> Result<(), DiskRequest> {
-        let (entry, file, work) = self.table.begin(request)?;
+        let (entry, file, mut work) = self.table.begin(request)?;
+        if let Work::Write(_, keep @ Keep::ByWrite) = &mut work
+            && self.refuse_dsync.contains(&file)
+        {
+            *keep = Keep::BySync;
+        }
         self.running[entry] = Some(Running { file, direct: is_direct(file), work, retries: 0 });
         self.waiting.push_back(entry);
         Ok(())
+    }
+
+    /// A file was closed, on which nothing is under way; its number may come to mean another.
+    pub(super) fn forget(&mut self, file: FileId) {
+        assert!(self.running.iter().flatten().all(|running| running.file != file), "closed in use");
+        self.refuse_dsync.remove(&file);
     }
 
     /// The next request to start: it counts as started now.
@@ -70,6 +84,9 @@ impl Requests {
         let running = self.running[entry].as_mut().expect("what was started has not ended");
         match running.step(answer) {
             Step::More => {
+                if let Work::Write(_, Keep::BySync) = running.work {
+                    self.refuse_dsync.insert(running.file);
+                }
                 self.waiting.push_back(entry);
                 None
             }
@@ -86,7 +103,14 @@ impl Running {
         let Ok(bytes) = usize::try_from(answer) else { return self.failed(-answer) };
         self.retries = 0;
         match &mut self.work {
-            Work::Write(transfer) => transfer.handle_written(bytes, self.direct),
+            Work::Write(transfer, keep) => {
+                let step = transfer.handle_written(bytes, self.direct);
+                if *keep == Keep::BySync && matches!(step, Step::Ended(Ok(_))) {
+                    self.work = Work::Sync;
+                    return Step::More;
+                }
+                step
+            }
             Work::Read(transfer) => transfer.handle_read(bytes, self.direct),
             Work::Sync | Work::Allocate(_) | Work::Release(_) => Step::Ended(Ok(0)),
         }
@@ -99,10 +123,14 @@ impl Running {
             self.retries += 1;
             return Step::More;
         }
-        let error = Error::from_raw_os_error(errno).kind();
-        match self.work {
-            Work::Allocate(_) => Step::Ended(allocated_as_written(error)),
-            _ => Step::Ended(Err(error)),
+        let error = Error::from_raw_os_error(errno);
+        match &mut self.work {
+            Work::Write(_, keep @ Keep::ByWrite) if refuses_dsync(&error) => {
+                *keep = Keep::BySync;
+                Step::More
+            }
+            Work::Allocate(_) => Step::Ended(allocated_as_written(error.kind())),
+            _ => Step::Ended(Err(error.kind())),
         }
     }
 }
@@ -111,6 +139,7 @@ impl Running {
 mod tests {
     use super::*;
     use crate::base::chunk_pool::{ChunkPool, HeapSlabs, PoolShape};
+    use crate::base::pages::Pages;
     use std::io::ErrorKind;
     use std::rc::Rc;
 
@@ -146,7 +175,7 @@ mod tests {
     /// Where the next request to start begins, and how many bytes it has left.
     fn start(requests: &mut Requests) -> (usize, u64, usize) {
         match requests.start() {
-            Some((entry, FILE, Work::Write(transfer) | Work::Read(transfer))) => {
+            Some((entry, FILE, Work::Write(transfer, _) | Work::Read(transfer))) => {
                 let left = transfer.parts().iter().map(|part| part.iov_len).sum();
                 (entry, transfer.offset(), left)
             }
@@ -240,5 +269,82 @@ mod tests {
             Some(DiskCompletion::Allocated { tag: 6, result: Err(ErrorKind::StorageFull) }) => {}
             _ => panic!("no blocks are left"),
         }
+    }
+
+    fn pages(tag: u64, file: FileId) -> DiskRequest {
+        let pages = Pages::zeroed(3 * BLOCK);
+        DiskRequest::WritePages { tag, file, offset: 0, pages, sync: true }
+    }
+
+    /// Starts the next request: its entry, and what is done for it.
+    fn start_kept(requests: &mut Requests) -> (usize, Option<(Keep, u64)>) {
+        match requests.start() {
+            Some((entry, _, Work::Write(transfer, keep))) => {
+                (entry, Some((*keep, transfer.offset())))
+            }
+            Some((entry, _, Work::Sync)) => (entry, None),
+            _ => panic!("a write or a sync waits"),
+        }
+    }
+
+    #[test]
+    fn every_part_of_a_short_write_keeps_itself() {
+        let mut requests = Requests::new(1);
+        submit(&mut requests, pages(1, FILE));
+        let (entry, kept) = start_kept(&mut requests);
+        assert_eq!(kept, Some((Keep::ByWrite, 0)));
+        assert!(requests.handle_answer(entry, BLOCK as i32).is_none());
+        assert_eq!(start_kept(&mut requests).1, Some((Keep::ByWrite, BLOCK as u64)));
+        match requests.handle_answer(entry, 2 * BLOCK as i32) {
+            Some(DiskCompletion::WrotePages { tag: 1, pages, result: Ok(()) }) => {
+                assert_eq!(pages.len(), 3 * BLOCK);
+            }
+            _ => panic!("it is whole"),
+        }
+        assert!(requests.start().is_none());
+    }
+
+    #[test]
+    fn a_file_that_refuses_such_writes_is_synced_behind_each() {
+        let other = FileId(1);
+        for errno in [libc::EOPNOTSUPP, libc::EINVAL] {
+            let mut requests = Requests::new(2);
+            submit(&mut requests, pages(1, FILE));
+            let (entry, _) = start_kept(&mut requests);
+            assert!(requests.handle_answer(entry, BLOCK as i32).is_none());
+            start_kept(&mut requests);
+            assert!(requests.handle_answer(entry, -errno).is_none());
+            assert_eq!(start_kept(&mut requests).1, Some((Keep::BySync, BLOCK as u64)));
+            assert!(requests.handle_answer(entry, 2 * BLOCK as i32).is_none());
+            assert_eq!(start_kept(&mut requests), (entry, None));
+            match requests.handle_answer(entry, 0) {
+                Some(DiskCompletion::WrotePages { tag: 1, result: Ok(()), .. }) => {}
+                _ => panic!("it is kept"),
+            }
+            // It is remembered, of this file; and a sync that fails is the write's end.
+            submit(&mut requests, pages(2, FILE));
+            submit(&mut requests, pages(3, other));
+            let (entry, kept) = start_kept(&mut requests);
+            assert_eq!(kept, Some((Keep::BySync, 0)));
+            assert_eq!(start_kept(&mut requests).1, Some((Keep::ByWrite, 0)));
+            assert!(requests.handle_answer(entry, 3 * BLOCK as i32).is_none());
+            assert_eq!(start_kept(&mut requests), (entry, None));
+            match requests.handle_answer(entry, -libc::EIO) {
+                Some(DiskCompletion::WrotePages { tag: 2, result: Err(_), .. }) => {}
+                _ => panic!("nobody knows what the device has"),
+            }
+            // Until its number is another's.
+            requests.forget(FILE);
+            submit(&mut requests, pages(4, FILE));
+            assert_eq!(start_kept(&mut requests).1, Some((Keep::ByWrite, 0)));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "closed in use")]
+    fn what_is_under_way_is_not_closed() {
+        let mut requests = Requests::new(1);
+        submit(&mut requests, pages(1, FILE));
+        requests.forget(FILE);
     }
 }

@@ -1,12 +1,14 @@
 //! Messages that come from other queues: each once, under the limits, for whom they are meant.
 
 use super::*;
+use crate::format::change::MoveName;
 use crate::limits::MOVE_KEYS_MAX;
 use crate::queue::memory::Account;
 use crate::queue::moved::{Accepted, MoveKey, MoveRefused, MovedMessage};
 
 fn key(sequence: u64) -> MoveKey {
-    MoveKey { shard: 0, queue: NOBODY, subscription: NOBODY, sequence }
+    let name = MoveName { store: 0, queue: 1, subscription: 1, sequence };
+    MoveKey { name, shard: 0, queue: NOBODY, subscription: NOBODY }
 }
 
 /// A message out of another queue.
@@ -43,7 +45,7 @@ fn the_same_move_is_done_once_until_its_source_has_settled_it() {
     let counters = bench.queue.counters();
     assert_eq!((counters.published, counters.moved_in), (2, 2));
     for sequence in [1, 2, 2, 3] {
-        bench.queue.settle_move(key(sequence), &mut bench.memory);
+        bench.queue.settle_move(key(sequence).name, &mut bench.memory);
     }
     assert_eq!(bench.queue.unsettled_moves(), 0);
     let own = bench.queue.log.descriptor_bytes() as u64;
@@ -86,7 +88,7 @@ fn moves_that_nobody_settles_are_bounded() {
     }
     let next = MOVE_KEYS_MAX as u64 + 1;
     assert_eq!(bench.accept(next, &moved, None), Err(MoveRefused::Unsettled));
-    bench.queue.settle_move(key(1), &mut bench.memory);
+    bench.queue.settle_move(key(1).name, &mut bench.memory);
     assert_eq!(bench.accept(next, &moved, None), Ok(Accepted::Done));
 }
 

@@ -12,13 +12,14 @@ use crate::shard::router::home;
 
 /// A name at `shard` whose dead letters go to another one.
 fn name_with_far_dead(shard: usize, shards: u32) -> String {
-    let is_far = |name: &String| home(&format!("{name}.dead"), shards) as usize != shard;
+    let is_far = |name: &String| home(&format!("{name}.dead"), shards, shards) as usize != shard;
     let mut names = (0..).map(|nth| name_at(shard, shards, nth));
     names.find(is_far).unwrap()
 }
 
 fn queue<'a>(town: &'a Town, name: &str) -> &'a Queue {
-    let core = &town.cores[home(name, town.cores.len() as u32) as usize];
+    let shards = town.cores.len() as u32;
+    let core = &town.cores[home(name, shards, shards) as usize];
     core.queues().find(|(known, _)| *known == name).expect("the queue").1
 }
 

@@ -29,7 +29,8 @@ impl Town {
         let common = CommonBudget::new(limit_bytes, reserve_bytes, shards, 4 << 20);
         let office = Office::new(shards, shape, common);
         let cores = (0..shards).map(|shard| {
-            let config = ShardConfig { shard, shards, ..ShardConfig::new(limit_bytes) };
+            let config =
+                ShardConfig { shard, shards, stores: shards, ..ShardConfig::new(limit_bytes) };
             let mut core = Core::new(config, Rc::new(HeapSlabs), now);
             let common = Arc::clone(office.budget());
             let budget = Budget::shared(limit_bytes, reserve_bytes, common);
@@ -152,7 +153,7 @@ impl Town {
 /// A name whose home is `shard`.
 pub(super) fn name_at(shard: usize, shards: u32, nth: u32) -> String {
     let mut names = (0..).map(|n| format!("q{n}"));
-    let at_home = |name: &String| home(name, shards) as usize == shard;
+    let at_home = |name: &String| home(name, shards, shards) as usize == shard;
     names.by_ref().filter(at_home).nth(nth as usize).unwrap()
 }
 
@@ -266,7 +267,7 @@ fn a_handle_is_whose_it_is() {
     // One that could not be opened is free, and one that is closed as well: also for the other
     // shard, and without waiting for the answers.
     let body = wire::ProducerOpenT { queue: names[1].clone() + "x", ..Default::default() };
-    let absent = home(&body.queue, 2);
+    let absent = home(&body.queue, 2, 2);
     let open = |queue: &str| {
         let body = wire::ProducerOpenT { queue: queue.into(), next_sequence: 1, producer_id: 0 };
         encode(Opcode::ProducerOpen, 2, 8, &Request::ProducerOpen(body).encode())

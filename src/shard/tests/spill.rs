@@ -64,6 +64,9 @@ impl BytesDisk {
                 });
                 DiskCompletion::Read { tag, into, result: Ok(bytes) }
             }
+            DiskRequest::WritePages { tag, pages, .. } => {
+                DiskCompletion::WrotePages { tag, pages, result: Ok(()) }
+            }
             DiskRequest::Sync { tag, .. } => DiskCompletion::Synced { tag, result: Ok(()) },
             DiskRequest::Allocate { tag, .. } => {
                 DiskCompletion::Allocated { tag, result: self.full.map_or(Ok(()), Err) }
@@ -76,6 +79,16 @@ impl BytesDisk {
 impl Disk for BytesDisk {
     fn open(&mut self, _: &str) -> std::io::Result<FileId> {
         Ok(FileId(0))
+    }
+    fn close(&mut self, _: FileId) {}
+    fn names(&self, _: &str) -> std::io::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+    fn file_len(&self, _: FileId) -> std::io::Result<u64> {
+        Ok(0)
+    }
+    fn read_now(&mut self, _: FileId, _: u64, _: &mut [u8]) -> std::io::Result<usize> {
+        Ok(0)
     }
     fn file_bytes(&self, _: FileId) -> std::io::Result<u64> {
         Ok(0)

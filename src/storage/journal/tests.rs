@@ -1,7 +1,7 @@
 //! What a journal asks for, and in which order.
 
 use super::*;
-use crate::format::journal::{Group, RecordKind};
+use crate::format::journal::Group;
 
 mod disk;
 mod model;
@@ -38,13 +38,21 @@ fn tag(request: &JournalRequest) -> u64 {
     }
 }
 
+/// What a request writes.
+fn image_of(request: JournalRequest) -> Option<Pages> {
+    match request {
+        JournalRequest::Write { image, .. } => Some(image),
+        _ => None,
+    }
+}
+
 /// Does all there is to do, one after the other, but what `fails`; says what that was.
 fn run(journal: &mut Journal, fails: &str) -> Vec<String> {
     let mut said = vec![];
     while let Some(request) = journal.poll_request() {
         let words = words(&request);
         let result = if words == fails { Err(ErrorKind::StorageFull) } else { Ok(()) };
-        journal.handle_completed(tag(&request), result);
+        journal.handle_completed(tag(&request), result, image_of(request));
         said.push(words);
     }
     said
@@ -53,7 +61,7 @@ fn run(journal: &mut Journal, fails: &str) -> Vec<String> {
 /// A record that makes a group so many pages long.
 fn append(journal: &mut Journal, pages: usize, wants_synced: bool) -> Result<u64, AppendError> {
     let body = vec![7; (pages - 1) * PAGE as usize + 1];
-    journal.append(Record { kind: RecordKind::Publish as u8, flags: 0, body: &body }, wants_synced)
+    journal.append(RecordKind::Publish, 0, &[&body[..1], &body[1..]], wants_synced)
 }
 
 /// A journal with its first segment open and one to spare.
@@ -85,17 +93,42 @@ fn while_one_group_is_written_the_next_gathers() {
         assert_eq!(append(&mut journal, 1, false), Ok(2));
     }
     assert_eq!(journal.poll_request(), None);
-    assert_eq!(journal.handle_completed(tag(&first), Ok(())).written, 1);
+    assert_eq!(journal.handle_completed(tag(&first), Ok(()), None).written, 1);
     let second = journal.poll_request().unwrap();
     let JournalRequest::Write { image, offset, .. } = &second else { panic!("{second:?}") };
     let place = GroupPlace { store: STORE, epoch: 1, segment: 1, page: 2 };
     assert_eq!(*offset, 2 * PAGE);
-    assert_eq!(Group::decode(image, &place).unwrap().records().count(), 3);
-    assert_eq!(journal.handle_completed(tag(&second), Ok(())).written, 2);
+    assert_eq!(Group::decode(image.as_slice(), &place).unwrap().records().count(), 3);
+    assert_eq!(journal.handle_completed(tag(&second), Ok(()), None).written, 2);
     let counters = journal.counters();
     assert_eq!((counters.groups, counters.records), (2, 4));
     assert_eq!(counters.group_bytes, 2 * 72 + 4 * (8 + 1));
     assert_eq!(counters.group_bytes + counters.padding_bytes, 2 * PAGE);
+}
+
+#[test]
+fn what_comes_back_is_written_from_again() {
+    let mut journal = opened();
+    // What was written is held here, and another buffer comes back in its place.
+    let (mut held, mut given) = (Vec::new(), Vec::new());
+    for _ in 0..40 {
+        append(&mut journal, 3, true).unwrap();
+        while let Some(request) = journal.poll_request() {
+            let number = tag(&request);
+            let image = image_of(request).map(|image| {
+                let start = image.as_slice().as_ptr();
+                assert!(held.len() < 2 || given.contains(&start), "two buffers and no more");
+                held.push(image);
+                let back = Pages::with_capacity(SHAPE.group_bytes_max);
+                given.push(back.as_slice().as_ptr());
+                back
+            });
+            let progress = journal.handle_completed(number, Ok(()), image);
+            journal.release(progress.synced);
+        }
+    }
+    // Headers of segments among them.
+    assert!(held.len() > 50 && journal.progress().synced == 40);
 }
 
 #[test]
@@ -106,7 +139,7 @@ fn a_full_group_is_refused_until_it_can_be_written() {
     let first = journal.poll_request().unwrap();
     assert_eq!(append(&mut journal, 3, false), Ok(2));
     assert_eq!(append(&mut journal, 3, false), Err(AppendError::Full));
-    journal.handle_completed(tag(&first), Ok(()));
+    journal.handle_completed(tag(&first), Ok(()), None);
     run(&mut journal, "");
     assert_eq!(append(&mut journal, 3, false), Ok(3));
 }
@@ -138,7 +171,7 @@ fn a_sync_is_not_put_off_by_more_to_write() {
     append(&mut journal, 1, true).unwrap();
     let write = journal.poll_request().unwrap();
     append(&mut journal, 1, true).unwrap();
-    journal.handle_completed(tag(&write), Ok(()));
+    journal.handle_completed(tag(&write), Ok(()), None);
     assert_eq!(run(&mut journal, ""), ["sync 0", "write 0 3+1 sync"]);
 }
 
@@ -148,7 +181,7 @@ fn a_sync_that_is_wanted_of_what_is_being_synced_is_not_done_twice() {
     append(&mut journal, 1, true).unwrap();
     let write = journal.poll_request().unwrap();
     journal.sync();
-    journal.handle_completed(tag(&write), Ok(()));
+    journal.handle_completed(tag(&write), Ok(()), None);
     append(&mut journal, 1, false).unwrap();
     assert_eq!(run(&mut journal, ""), ["write 0 2+1"]);
 }
@@ -181,7 +214,7 @@ fn a_header_says_where_the_log_ended() {
     let JournalRequest::Write { image, .. } = &request else { panic!("{request:?}") };
     let end = LogEnd { segment: 1, group: 3, offset: 7 * PAGE };
     let header = SegmentHeader { store: STORE, epoch: 1, segment: 2, end, needed: 2 };
-    assert_eq!(SegmentHeader::decode(image), Ok(header));
+    assert_eq!(SegmentHeader::decode(image.as_slice()), Ok(header));
 }
 
 /// Else a torn header would leave a file that is neither the old segment nor the new one, while
@@ -199,7 +232,7 @@ fn a_segment_is_written_over_when_a_synced_header_says_so() {
         let header = journal.poll_request().unwrap();
         // Too late for this header to say it.
         journal.release(group + 1);
-        journal.handle_completed(tag(&header), Ok(()));
+        journal.handle_completed(tag(&header), Ok(()), None);
         said.push(words(&header));
         said.extend(run(&mut journal, "").into_iter().filter(|words| words.starts_with("create")));
     }

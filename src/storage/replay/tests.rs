@@ -1,7 +1,8 @@
 //! The tables of the module, row by row, over segments that are made by hand.
 
 use super::*;
-use crate::format::journal::{Record, seal_group};
+use crate::base::pages::Pages;
+use crate::format::journal::{encode_record, seal_group};
 use crate::limits::{JOURNAL_GROUP_HEADER_BYTES, JOURNAL_SEGMENT_HEADER_BYTES};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -13,11 +14,13 @@ const STORE: StoreId = StoreId(*b"0123456789abcdef");
 fn segment(at: (u64, u64), end: (u64, u64, u64), needed: u64, groups: &[(u64, u64)]) -> Vec<u8> {
     let ((epoch, segment), (before, group, page)) = (at, end);
     let end = LogEnd { segment: before, group, offset: page * PAGE as u64 };
-    let mut image = SegmentHeader { store: STORE, epoch, segment, end, needed }.encode();
+    let mut pages = Pages::default();
+    SegmentHeader { store: STORE, epoch, segment, end, needed }.encode(&mut pages);
+    let mut image = pages.as_slice().to_vec();
     for (page, &(group, synced)) in (1..).zip(groups) {
-        let mut bytes = vec![0; JOURNAL_GROUP_HEADER_BYTES];
+        let mut bytes = Pages::zeroed(JOURNAL_GROUP_HEADER_BYTES);
         let body = group.to_le_bytes();
-        Record { kind: 1, flags: 0, body: &body }.encode(&mut bytes);
+        encode_record(1, 0, &[&body], &mut bytes);
         seal_group(
             &mut bytes,
             &GroupPlace { store: STORE, epoch, segment, page },
@@ -25,7 +28,7 @@ fn segment(at: (u64, u64), end: (u64, u64, u64), needed: u64, groups: &[(u64, u6
             synced,
             1,
         );
-        image.extend_from_slice(&bytes);
+        image.extend_from_slice(bytes.as_slice());
     }
     image.resize(6 * PAGE, 0);
     image

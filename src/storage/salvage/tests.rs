@@ -82,14 +82,13 @@ fn read_out(image: &mut [u8], check: u16) -> Option<Vec<Range<u64>>> {
     let verdict = judge(image, image.len(), NAME, check_of(image));
     assert_eq!(verdict, Verdict::Whole { used_bytes: saved.used_bytes });
     let mut sequence = NAME.first_sequence;
-    for found in (Batches { image: &image[..saved.used_bytes], at: CHUNK_HEADER_BYTES }) {
+    for found in Batches::new(&image[CHUNK_HEADER_BYTES..saved.used_bytes]) {
         assert_eq!(found.prefix.base_sequence, sequence);
         if !saved.lost.iter().any(|lost| lost.contains(&sequence)) {
             let nth = (0..COUNTS.len()).find(|nth| range_of(*nth).start == sequence).unwrap();
             assert_eq!(found.prefix.accepted_us, TIME_US + 1000 * nth as u64);
         }
-        let wire = &image[found.at + BATCH_PREFIX_BYTES..found.end];
-        for record in Records::new(Batch::decode(wire).unwrap().records()) {
+        for record in Records::new(Batch::decode(found.wire()).unwrap().records()) {
             if saved.lost.iter().any(|lost| lost.contains(&sequence)) {
                 assert!(record.body.iter().all(|&byte| byte == 0));
             } else {
@@ -194,7 +193,9 @@ fn an_image_cut_short_is_lost_but_for_a_part_of_its_last_batch() {
         let last = [range_of(3)];
         match there {
             _ if there >= starts[4] => assert_eq!(lost, Some(vec![])),
-            _ if there >= starts[3] + HEAD_BYTES => assert_eq!(lost.as_deref(), Some(&last[..])),
+            _ if there >= starts[3] + BATCH_PREFIX_BYTES + BATCH_HEADER_BYTES => {
+                assert_eq!(lost.as_deref(), Some(&last[..]))
+            }
             // The fields of the last head that a walk needs may be there, or not.
             _ if there > starts[3] => assert!(lost.is_none_or(|lost| lost == last)),
             _ => assert_eq!(lost, None, "{there} bytes"),

@@ -1,6 +1,7 @@
 //! A disk that keeps what it was told to keep, and of all else what the dice say.
 
 use super::super::{JournalRequest, LiveSegment};
+use crate::base::pages::Pages;
 use crate::base::prng::Prng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -72,16 +73,20 @@ impl Disk {
     }
 
     /// A request ends well, or fails, and then a part of it is done.
-    pub fn complete(&mut self, nth: usize, fails: bool) -> (u64, Result<(), ErrorKind>) {
+    pub fn complete(
+        &mut self,
+        nth: usize,
+        fails: bool,
+    ) -> (u64, Result<(), ErrorKind>, Option<Pages>) {
         let request = self.under_way.remove(nth % self.under_way.len());
         let (JournalRequest::Create { tag, .. }
         | JournalRequest::Prewrite { tag, .. }
         | JournalRequest::Write { tag, .. }
         | JournalRequest::Sync { tag, .. }) = request;
         if fails {
-            self.tear(request);
-            return (tag, Err(ErrorKind::Other));
+            return (tag, Err(ErrorKind::Other), self.tear(request));
         }
+        let mut written = None;
         match request {
             JournalRequest::Create { file, .. } => {
                 self.files.insert(file, File::default());
@@ -90,11 +95,13 @@ impl Disk {
                 self.cache(file, offset as usize, vec![0; bytes as usize]);
             }
             JournalRequest::Write { file, offset, image, sync: false, .. } => {
-                self.cache(file, offset as usize, image);
+                self.cache(file, offset as usize, image.as_slice().to_vec());
+                written = Some(image);
             }
             JournalRequest::Write { file, offset, image, .. } => {
                 // What was written elsewhere without it stays in the cache.
-                self.files.get_mut(&file).unwrap().keep(offset as usize, &image);
+                self.files.get_mut(&file).unwrap().keep(offset as usize, image.as_slice());
+                written = Some(image);
             }
             JournalRequest::Sync { file, .. } => {
                 let file = self.files.get_mut(&file).unwrap();
@@ -103,7 +110,7 @@ impl Disk {
                 file.name_is_kept = true;
             }
         }
-        (tag, Ok(()))
+        (tag, Ok(()), written)
     }
 
     /// The process stops; with `power_fails` the machine does, and the caches are lost in part.
@@ -148,13 +155,15 @@ impl Disk {
         self.files.get_mut(&file).unwrap().cached.push((offset, bytes));
     }
 
-    /// A request that was under way, or failed, is done in part.
-    fn tear(&mut self, request: JournalRequest) {
+    /// A request that was under way, or failed, is done in part; what it was to write.
+    fn tear(&mut self, request: JournalRequest) -> Option<Pages> {
         match request {
             JournalRequest::Write { file, offset, image, .. } => {
-                for (offset, bytes) in what_stays(&mut self.dice, offset as usize, &image) {
+                for (offset, bytes) in what_stays(&mut self.dice, offset as usize, image.as_slice())
+                {
                     self.cache(file, offset, bytes);
                 }
+                return Some(image);
             }
             JournalRequest::Prewrite { file, offset, bytes, .. } if self.dice.chance(500) => {
                 self.cache(file, offset as usize, vec![0; bytes as usize / 2]);
@@ -164,6 +173,7 @@ impl Disk {
             }
             _ => {}
         }
+        None
     }
 }
 

@@ -3,7 +3,6 @@
 
 use super::disk::Disk;
 use super::*;
-use crate::format::journal::Record;
 use crate::storage::replay::Survey;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -89,8 +88,8 @@ impl World {
     fn append(&mut self, bytes: usize, wants_synced: bool) -> Option<u64> {
         let mut body = self.next_body.to_le_bytes().to_vec();
         body.resize(8 + bytes, bytes as u8);
-        let record = Record { kind: 1 + (bytes % 9) as u8, flags: 0, body: &body };
-        match self.journal.append(record, wants_synced) {
+        let kind = RecordKind::from_number(1 + (bytes % 9) as u8).unwrap();
+        match self.journal.append(kind, 0, &[&body], wants_synced) {
             Ok(group) => {
                 self.next_body += 1;
                 self.wanted = if wants_synced { group } else { self.wanted };
@@ -114,8 +113,8 @@ impl World {
 
     fn complete(&mut self, nth: usize, fails: bool) {
         let before = self.journal.progress();
-        let (tag, result) = self.disk.complete(nth, fails);
-        let progress = self.journal.handle_completed(tag, result);
+        let (tag, result, image) = self.disk.complete(nth, fails);
+        let progress = self.journal.handle_completed(tag, result, image);
         assert!(progress.synced <= progress.written);
         assert!(!fails || progress == before, "what fails brings nothing on");
         self.synced = self.synced.max(progress.synced);
