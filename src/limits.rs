@@ -360,8 +360,6 @@ const _: () = {
     assert!(UNSENT_BYTES_SOFT + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX < UNSENT_BYTES_MAX);
     assert!(MESSAGE_BYTES_DEFAULT <= MESSAGE_BYTES_MAX);
     assert!(MESSAGE_BYTES_MAX < u32::MAX as usize);
-    // A client tells by this what is to be sent again from what was rejected.
-    assert!(REJECT_RETRY_MS < BLOCK_RETRY_MS);
     assert!(REDRIVE_RETRY_MS > 0 && REDRIVE_RETRY_MS < REDRIVE_WAIT_MS_MAX);
     assert!(MEMORY_RESERVE_BYTES < MEMORY_LIMIT_BYTES_MIN);
     assert!(MEMORY_RESERVE_BYTES >= SLAB_BYTES);

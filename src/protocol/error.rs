@@ -122,6 +122,8 @@ codes! {
     ProducerFenced = 74, "producer_fenced";
     /// The queue has no subscription: nobody would ever get the message.
     NoSubscription = 75, "no_subscription";
+    /// Memory ran out in the middle of a large message; send it again from its start.
+    NoRoomMidway = 76, "no_room_midway";
 
     // 96..: an ack or credit was refused.
     /// A delivery id that was never given out, or a range that ends before it begins.
@@ -155,6 +157,7 @@ impl ErrorCode {
                 | E::WindowExceeded
                 | E::QueueMessagesMax
                 | E::QueueBytesMax
+                | E::NoRoomMidway
                 | E::OutOfOrder
                 | E::ChecksumMismatch
                 | E::Timeout

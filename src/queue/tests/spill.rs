@@ -1,9 +1,7 @@
 //! Chunks that leave memory and come back: order, what needs no records, losses, who waits.
 
+use super::large::roomy;
 use super::*;
-use crate::format::batch;
-use crate::format::properties::{PropertiesBuilder, Tag};
-use crate::format::record;
 use crate::limits::{
     BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, RECORD_HEADER_BYTES,
 };
@@ -19,11 +17,6 @@ fn spilled(messages: usize, options: QueueOptions) -> (Bench, TestDisk) {
         assert_eq!(bench.publish(&[&body(nth)]), None);
     }
     (bench, TestDisk::new())
-}
-
-/// Options of a queue that takes large messages.
-fn roomy() -> QueueOptions {
-    QueueOptions { message_bytes_max: 1 << 24, ..options() }
 }
 
 fn body(nth: usize) -> String {
@@ -61,22 +54,7 @@ impl Bench {
     }
 
     fn large(&mut self, fragments: usize) {
-        let mut properties = PropertiesBuilder::default();
-        let total = fragments as u64 * 200_000;
-        properties.push(Tag::BodyBytesTotal, &total.to_le_bytes()).unwrap();
-        for nth in 0..fragments {
-            let first = nth == 0;
-            let flags = if first { record::FRAGMENT_FIRST | record::BROKER_PROPERTIES } else { 0 }
-                | if nth + 1 == fragments { record::FRAGMENT_LAST } else { 0 };
-            let mut builder = BatchBuilder::default();
-            let properties = if first { properties.bytes() } else { b"" };
-            builder.push(flags, properties, &vec![b'0' + nth as u8; 200_000]);
-            let wire = builder.finish(batch::FRAGMENT, 0, self.sequence).to_vec();
-            self.queue.grant_window(self.producer);
-            let taken = self.queue.publish(self.producer, &wire, Wall(5), &mut self.memory);
-            assert!(taken.is_ok());
-        }
-        self.sequence += 1;
+        assert_eq!(self.publish_large(fragments), Ok(()));
     }
 }
 
