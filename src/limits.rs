@@ -238,11 +238,6 @@ pub const MOVE_KEYS_MAX: usize = 65_536;
 pub const DEAD_LETTER_HOPS_MAX: u32 = 16;
 /// Messages that one redrive request moves.
 pub const REDRIVE_COUNT_MAX: u32 = 1000;
-/// A producer that was blocked tries again after so long, in case UNBLOCKED is lost on its way,
-/// or memory ran out in the middle of a large message, behind which no BLOCKED comes.
-pub const BLOCK_RETRY_MS: u32 = 1000;
-/// A rejected publish may be tried again after so long.
-pub const REJECT_RETRY_MS: u32 = 100;
 /// Messages that one redrive request looks at.
 pub const REDRIVE_SCAN_MAX: u32 = 10_000;
 /// A redrive whose target has no memory for a message tries it again after so long.
@@ -253,6 +248,11 @@ pub const REDRIVE_WAIT_MS_MAX: u64 = 5_000;
 pub const WINDOW_BYTES: u64 = MIB as u64;
 /// Producer ids that one queue remembers; the one idle longest is forgotten first.
 pub const PRODUCERS_PER_QUEUE_MAX: usize = 10_000;
+/// A producer that was blocked tries again after so long, in case UNBLOCKED is lost on its way,
+/// or memory ran out in the middle of a large message, behind which no BLOCKED comes.
+pub const BLOCK_RETRY_MS: u32 = 1000;
+/// A rejected publish may be tried again after so long.
+pub const REJECT_RETRY_MS: u32 = 100;
 /// Longest wait of a pull.
 pub const PULL_WAIT_MS_MAX: u32 = 3_600_000;
 /// Pulls that one consumer may have waiting.

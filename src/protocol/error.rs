@@ -17,6 +17,11 @@ macro_rules! codes {
                 match number { $($number => Some(ErrorCode::$name),)* _ => None }
             }
 
+            /// The code of a name, if this version knows it.
+            pub fn from_name(name: &str) -> Option<ErrorCode> {
+                match name { $($wire_name => Some(ErrorCode::$name),)* _ => None }
+            }
+
             /// The name that documents, logs and `--json` use.
             pub fn name(self) -> &'static str {
                 match self { $(ErrorCode::$name => $wire_name,)* }
@@ -140,6 +145,12 @@ impl ErrorCode {
     /// Whether the broker closes the connection after it.
     pub fn is_fatal(self) -> bool {
         (self as u16) < 32
+    }
+
+    /// Whether it says that memory is full, whatever keeps it from being spilled to disk.
+    pub fn is_of_memory(self) -> bool {
+        use ErrorCode as E;
+        matches!(self, E::MemoryLimit | E::DiskLimit | E::DiskFull | E::DiskError)
     }
 
     /// Whether the same request may work later without anything else being changed.

@@ -258,18 +258,6 @@ impl Overflow {
     }
 }
 
-/// Whether a refusal says that memory is full, whatever keeps it from being spilled.
-pub fn is_of_memory(code: ErrorCode) -> bool {
-    use ErrorCode as E;
-    matches!(code, E::MemoryLimit | E::DiskLimit | E::DiskFull | E::DiskError)
-}
-
-/// As [`is_of_memory`], of a code by its name.
-pub fn is_named_of_memory(name: &str) -> bool {
-    use ErrorCode as E;
-    [E::MemoryLimit, E::DiskLimit, E::DiskFull, E::DiskError].iter().any(|code| code.name() == name)
-}
-
 /// Chunks and the budget they are charged to.
 pub struct Memory {
     /// The budget of the shard.

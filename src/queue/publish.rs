@@ -9,7 +9,7 @@ use crate::limits::{BATCH_HEADER_BYTES, RUN_RECORDS_MAX};
 use crate::protocol::error::ErrorCode;
 use crate::queue::Queue;
 use crate::queue::assembly::Assembly;
-use crate::queue::memory::{Memory, MemoryFull, Overflow, is_of_memory};
+use crate::queue::memory::{Memory, MemoryFull, Overflow};
 use crate::queue::policy::{BLOCK_RETRY_MS, Block, OnFull, QueueOptions, REJECT_RETRY_MS, Refusal};
 
 /// Tags whose meaning this version does not carry out yet: refused rather than ignored.
@@ -568,7 +568,7 @@ impl Queue {
                 let limit = ("bytes_max", self.options.bytes_max);
                 Full { code: ErrorCode::QueueBytesMax, limit }
             }
-            Some(code) if is_of_memory(code) => {
+            Some(code) if code.is_of_memory() => {
                 let limit_bytes = memory.budget.limit_bytes();
                 Full::of_memory(MemoryFull { limit_bytes }, memory.overflow)
             }

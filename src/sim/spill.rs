@@ -5,7 +5,6 @@
 use crate::limits::DISK_ALIGN_BYTES;
 use crate::protocol::error::ErrorCode;
 use crate::queue::Queue;
-use crate::queue::memory::is_of_memory;
 use crate::queue::policy::OnFull;
 use crate::sim::Checked;
 use crate::sim::cluster::Cluster;
@@ -261,7 +260,7 @@ impl Known {
         states: [Option<SpillState>; 2],
         universe: &Universe,
     ) -> Checked {
-        let code = queue.blocked().map(|block| block.code).filter(|code| is_of_memory(*code));
+        let code = queue.blocked().map(|block| block.code).filter(|code| code.is_of_memory());
         let before = std::mem::replace(&mut self.blocked, code);
         let Some(code) = code.filter(|code| before != Some(*code)) else { return Ok(()) };
         if code != ErrorCode::MemoryLimit {

@@ -466,14 +466,10 @@ impl Session {
             Some(ErrorCode::Draining) => producer.hold = Hold::Draining,
             _ if blocked && error.is_retryable() => {}
             // The limits of a queue that is full. BLOCKED comes behind the refusal, if at all.
-            Some(
-                ErrorCode::QueueMessagesMax
-                | ErrorCode::QueueBytesMax
-                | ErrorCode::MemoryLimit
-                | ErrorCode::DiskLimit
-                | ErrorCode::DiskFull
-                | ErrorCode::DiskError,
-            ) => {
+            Some(code)
+                if code.is_of_memory()
+                    || matches!(code, ErrorCode::QueueMessagesMax | ErrorCode::QueueBytesMax) =>
+            {
                 producer.hold = Hold::Asking(error);
                 ask = true;
             }

@@ -6,7 +6,7 @@ use crate::limits::{
     BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, RECORD_HEADER_BYTES,
 };
 use crate::queue::consumer::PullState;
-use crate::queue::memory::{Overflow, is_named_of_memory, is_of_memory};
+use crate::queue::memory::Overflow;
 use crate::queue::spill::Eviction;
 use crate::queue::tests::disk::TestDisk;
 
@@ -264,13 +264,6 @@ fn a_cursor_amid_what_is_lost_goes_on_behind_it() {
 }
 
 #[test]
-fn a_refusal_for_memory_is_known_by_each_of_its_names() {
-    for code in ErrorCode::ALL {
-        assert_eq!(is_named_of_memory(code.name()), is_of_memory(*code));
-    }
-}
-
-#[test]
 fn who_has_the_front_of_a_lost_large_message_is_told() {
     let mut bench = Bench::new(roomy());
     let mut disk = TestDisk::new();
@@ -384,7 +377,7 @@ fn a_refusal_says_why_memory_is_full() {
         let body = "x".repeat(100_000);
         let refused = (0..1000).find_map(|_| bench.publish(&[&body]));
         assert_eq!(refused, Some(code));
-        assert!(is_of_memory(code) && code.is_retryable());
+        assert!(code.is_of_memory() && code.is_retryable());
         assert_eq!(bench.queue.blocked().unwrap().code, code);
         assert!(!bench.queue.poll_unblocked(&bench.memory));
         let mut disk = TestDisk::new();
