@@ -158,6 +158,9 @@ impl Core {
             let of_memory = slot.queue.blocked().is_some_and(|block| block.code.is_of_memory());
             let windows = slot.queue.producer_count() as u64 * WINDOW_BYTES;
             let wanted = if of_memory { (WINDOWS_FREE * windows).min(room_max / 8) } else { 0 };
+            if wanted > room {
+                self.memory.budget.want(wanted);
+            }
             let takes = wanted <= room && slot.queue.poll_unblocked(&self.memory);
             if slot.queue.blocked().is_some() && !takes {
                 self.blocked.push_back(key);
