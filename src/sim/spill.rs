@@ -90,9 +90,13 @@ impl Watch {
             known.check_lost(shard, queue, &device, universe)?;
             let states = [before.get(shard).map(|was| was.state), Some(self.shards[shard].state)];
             known.check_blocked(queue, states, universe)?;
-            let roomy = cluster.budgets().nth(shard).is_some_and(|budget| {
-                budget.free_for_chunks() >= 2 * plan.config.pool.slab_bytes as u64
-            });
+            // An eighth must be free before it takes again.
+            let eighth = plan.config.memory_limit_bytes / 8;
+            let roomy_bytes = eighth.max(2 * plan.config.pool.slab_bytes as u64);
+            let roomy = cluster
+                .budgets()
+                .nth(shard)
+                .is_some_and(|budget| budget.free_for_chunks() >= roomy_bytes);
             known.check_roomy(queue, roomy, cluster.ticks(shard), universe)?;
             if recounts {
                 live_bytes[shard] += queue.disk_bytes();
