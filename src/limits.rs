@@ -265,11 +265,6 @@ pub const MOVE_KEYS_MAX: usize = 65_536;
 pub const DEAD_LETTER_HOPS_MAX: u32 = 16;
 /// Messages that one redrive request moves.
 pub const REDRIVE_COUNT_MAX: u32 = 1000;
-/// A producer that was blocked tries again after so long, in case UNBLOCKED is lost on its way,
-/// or memory ran out in the middle of a large message, behind which no BLOCKED comes.
-pub const BLOCK_RETRY_MS: u32 = 1000;
-/// A rejected publish may be tried again after so long.
-pub const REJECT_RETRY_MS: u32 = 100;
 /// Messages that one redrive request looks at.
 pub const REDRIVE_SCAN_MAX: u32 = 10_000;
 /// A redrive whose target has no memory for a message tries it again after so long.
@@ -280,6 +275,11 @@ pub const REDRIVE_WAIT_MS_MAX: u64 = 5_000;
 pub const WINDOW_BYTES: u64 = MIB as u64;
 /// Producer ids that one queue remembers; the one idle longest is forgotten first.
 pub const PRODUCERS_PER_QUEUE_MAX: usize = 10_000;
+/// A producer that was blocked tries again after so long, in case UNBLOCKED is lost on its way,
+/// or memory ran out in the middle of a large message, behind which no BLOCKED comes.
+pub const BLOCK_RETRY_MS: u32 = 1000;
+/// A rejected publish may be tried again after so long.
+pub const REJECT_RETRY_MS: u32 = 100;
 /// Longest wait of a pull.
 pub const PULL_WAIT_MS_MAX: u32 = 3_600_000;
 /// Pulls that one consumer may have waiting.
@@ -386,8 +386,6 @@ const _: () = {
     assert!(UNSENT_BYTES_SOFT + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX < UNSENT_BYTES_MAX);
     assert!(MESSAGE_BYTES_DEFAULT <= MESSAGE_BYTES_MAX);
     assert!(MESSAGE_BYTES_MAX < u32::MAX as usize);
-    // A client tells by this what is to be sent again from what was rejected.
-    assert!(REJECT_RETRY_MS < BLOCK_RETRY_MS);
     assert!(REDRIVE_RETRY_MS > 0 && REDRIVE_RETRY_MS < REDRIVE_WAIT_MS_MAX);
     assert!(MEMORY_RESERVE_BYTES_MIN < MEMORY_LIMIT_BYTES_MIN);
     assert!(MEMORY_RESERVE_BYTES_MIN >= SLAB_BYTES);
