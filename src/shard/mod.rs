@@ -462,10 +462,15 @@ impl<W: World> Shard<W> {
             match asked {
                 JournalAsks::Make { store, number, tag, file, open } => {
                     let name = journal_name(number, file);
-                    let opened = open.map_or_else(|| self.disk.open(&name), Ok);
-                    let made = opened.and_then(|id| self.disk.cut(id, 0).map(|()| id));
-                    let made = made.map_err(|error| error.kind());
-                    self.core.handle_made(store, tag, file, made);
+                    let opened = match open {
+                        Some(opened) => Ok(opened),
+                        None => self.core.may_grow(store).and_then(|()| self.disk.open(&name)),
+                    };
+                    if let (None, Ok(opened)) = (open, &opened) {
+                        self.core.note_opened(store, file, *opened);
+                    }
+                    let made = opened.and_then(|opened| self.disk.cut(opened, 0));
+                    self.core.handle_made(store, tag, made.map_err(|error| error.kind()));
                 }
                 JournalAsks::Request(request) => {
                     if let Err(request) = self.disk.submit(request) {

@@ -110,6 +110,9 @@ impl<W: World> Shard<W> {
             self.core.stores.add(Store::new(number, id, shape, None, files));
             return Ok(RecoveredStore::default());
         }
+        if let Some(budget) = self.core.spill.budget() {
+            budget.charge(files.iter().flatten().count() as u64 * shape.segment_bytes);
+        }
         self.core.now = self.clock.now();
         let mut brought = RecoveredStore::default();
         let mut state = StoreState::default();

@@ -256,6 +256,11 @@ impl Spill {
         self.open.as_ref().map_or(SpillState::Off, |open| open.store.state())
     }
 
+    /// What all files may have, if there is a limit.
+    pub fn budget(&self) -> Option<Arc<DiskBudget>> {
+        self.open.as_ref().map(|open| Arc::clone(&open.budget))
+    }
+
     /// The state, for people: a disk that cannot be read fails, also where it can be written.
     pub fn shown_state(&self) -> SpillState {
         let failure = self.open.as_ref().and_then(|open| open.store.read_failure());

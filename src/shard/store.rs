@@ -36,6 +36,10 @@ use std::ops::Range;
 /// The tags of a journal's requests have this bit, and below it the store and the journal's tag.
 const JOURNAL_TAG: u64 = 1 << 63;
 const STORE_SHIFT: u32 = 48;
+/// What a segment fails with that `disk_limit` has no room for.
+const NO_BUDGET: ErrorKind = ErrorKind::QuotaExceeded;
+/// So many segments a journal has whatever `disk_limit` says: without them it cannot go on.
+const SEGMENTS_MIN: usize = 4;
 /// A segment that could not be made is tried again after so long.
 const RETRY_MS: u64 = 1000;
 
@@ -225,8 +229,15 @@ impl Store {
         }
         let kind = journal.blocked()?;
         let text = format!("the journal cannot grow: {}", error_text(kind));
-        let full = matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-        Some((if full { ErrorCode::DiskFull } else { ErrorCode::DiskError }, text))
+        Some(match kind {
+            NO_BUDGET => {
+                let text =
+                    "the journal cannot grow: disk_limit leaves no room; consume, or raise it";
+                (ErrorCode::DiskLimit, text.to_owned())
+            }
+            ErrorKind::StorageFull => (ErrorCode::DiskFull, text),
+            _ => (ErrorCode::DiskError, text),
+        })
     }
 
     pub fn journal(&mut self) -> Option<&mut Journal> {
@@ -251,6 +262,11 @@ impl Store {
         self.backlog.clear();
         self.unwritten.clear();
         self.unsynced.clear();
+    }
+
+    /// Whether no segment can be made now.
+    pub fn is_blocked(&self) -> bool {
+        self.journal.as_ref().is_some_and(|journal| journal.blocked().is_some())
     }
 
     fn is_poisoned(&self) -> bool {
@@ -456,9 +472,7 @@ impl Core {
         if store.journal.is_none() {
             return;
         }
-        if store.journal.as_ref().is_some_and(|journal| journal.blocked().is_some())
-            && store.retry_due <= self.now.mono
-        {
+        if store.is_blocked() && store.retry_due <= self.now.mono {
             store.retry_due = self.now.mono.plus_ms(RETRY_MS);
             store.journal.as_mut().expect("just seen").retry();
         }
@@ -568,27 +582,37 @@ impl Core {
         stores.find_map(|(index, store)| store.poll_request(index))
     }
 
+    /// Whether there may be a segment more.
+    pub fn may_grow(&self, store: usize) -> std::io::Result<()> {
+        let Some(budget) = self.spill.budget() else { return Ok(()) };
+        let store = &self.stores.list[store];
+        let is_over = budget.used_bytes() + store.shape.segment_bytes > budget.limit_bytes();
+        if is_over && store.files.iter().flatten().count() >= SEGMENTS_MIN {
+            return Err(NO_BUDGET.into());
+        }
+        Ok(())
+    }
+
+    /// A file is there now.
+    pub fn note_opened(&mut self, store: usize, file: u32, opened: FileId) {
+        let store = &mut self.stores.list[store];
+        if store.files.len() <= file as usize {
+            store.files.resize(file as usize + 1, None);
+        }
+        store.files[file as usize] = Some(opened);
+        if let Some(budget) = self.spill.budget() {
+            budget.charge(store.shape.segment_bytes);
+        }
+    }
+
     /// The disk has as many under way as it takes: the request is the next again.
     pub fn return_journal_request(&mut self, request: DiskRequest) {
         self.stores.returned = Some(request);
     }
 
-    /// A file was made and opened, or not.
-    pub fn handle_made(
-        &mut self,
-        store: usize,
-        tag: u64,
-        file: u32,
-        result: Result<FileId, ErrorKind>,
-    ) {
-        let files = &mut self.stores.list[store].files;
-        if files.len() <= file as usize {
-            files.resize(file as usize + 1, None);
-        }
-        if let Ok(opened) = result {
-            files[file as usize] = Some(opened);
-        }
-        self.handle_journal_of(store, tag, result.map(drop), None);
+    /// A file was made, or not.
+    pub fn handle_made(&mut self, store: usize, tag: u64, result: Result<(), ErrorKind>) {
+        self.handle_journal_of(store, tag, result, None);
     }
 
     /// Something that a journal wanted done on disk has ended.

@@ -306,6 +306,11 @@ impl Journal {
         self.needed = self.needed.max(group + 1);
     }
 
+    /// Goes on in a new segment, if that frees others: for when no more can be made.
+    pub fn roll(&mut self) {
+        self.roll |= self.segments.front().is_some_and(|oldest| oldest.end_group <= self.needed);
+    }
+
     /// Tries again to make a segment, if that failed. For once in a while.
     pub fn retry(&mut self) {
         self.spares.retry();
