@@ -128,6 +128,17 @@ pub(super) struct Stores {
     returned: Option<DiskRequest>,
 }
 
+/// See [`Stores::figures`].
+#[derive(Default)]
+pub(super) struct JournalFigures {
+    /// Files that hold the log, and their bytes.
+    pub segments: u64,
+    pub bytes: u64,
+    pub counters: JournalCounters,
+    /// `off`, `ready`, or why nothing is taken.
+    pub state: String,
+}
+
 /// The name of a journal's file.
 pub(super) fn journal_name(store: u32, file: u32) -> String {
     format!("journal-{store}-{file:06}.log")
@@ -165,6 +176,34 @@ impl Stores {
     /// Whether everything that was told is synced, as far as it ever will be.
     pub fn is_idle(&self) -> bool {
         self.list.iter().all(Store::is_idle)
+    }
+
+    /// Of all journals together.
+    pub fn figures(&self) -> JournalFigures {
+        let mut all = JournalFigures { state: "off".to_owned(), ..JournalFigures::default() };
+        for store in &self.list {
+            let Some(journal) = &store.journal else { continue };
+            let JournalCounters { groups, records, group_bytes, padding_bytes } =
+                journal.counters();
+            all.segments += journal.segments().len() as u64;
+            all.bytes += journal.segments().len() as u64 * store.shape.segment_bytes;
+            all.counters.groups += groups;
+            all.counters.records += records;
+            all.counters.group_bytes += group_bytes;
+            all.counters.padding_bytes += padding_bytes;
+            if all.state == "off" {
+                all.state = "ready".to_owned();
+            }
+            if let Some((_, text)) = store.refusal() {
+                all.state = text;
+            }
+        }
+        all
+    }
+
+    /// Whether durable queues take nothing.
+    pub fn is_refusing(&self) -> bool {
+        self.list.iter().any(|store| store.refusal().is_some())
     }
 
     /// Whether a queue has something to tell and the journal takes it.
