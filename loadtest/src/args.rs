@@ -1,6 +1,7 @@
 //! The command line: scenarios, what they share, and the hidden command that serves a baseline.
 
 use crate::args_backlog::{BacklogArgs, DiskArgs, SpikeArgs};
+use crate::args_durable::{DurableArgs, RestartArgs};
 use crate::body::{BODY_BYTES_MAX, BODY_BYTES_MIN, PRODUCERS_MAX, TIME_NS_MAX};
 use crate::scenario_throughput::RUN_NS_MAX;
 use crate::surge;
@@ -56,6 +57,10 @@ pub enum Scenario {
     Backlog(BacklogArgs),
     /// Raw writes to or reads from the disk, of the sizes that the broker uses
     Disk(DiskArgs),
+    /// As many messages as go through a durable queue, each confirmed when the disk has it
+    Durable(DurableArgs),
+    /// Kill the broker while a durable queue is published to, start it again, and take all out
+    Restart(RestartArgs),
 }
 
 /// What all scenarios take.
@@ -324,7 +329,7 @@ pub(crate) fn parse_run_time(text: &str) -> Result<Duration, String> {
     if time > DURATION_MAX { Err("must be at most 10m".into()) } else { Ok(time) }
 }
 
-fn parse_warmup(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_warmup(text: &str) -> Result<Duration, String> {
     let time = parse_duration(text).map_err(|error| error.to_string())?;
     if time > WARMUP_MAX { Err("must be at most 1m".into()) } else { Ok(time) }
 }
@@ -346,6 +351,8 @@ impl Scenario {
             Scenario::Spike(args) => &args.target,
             Scenario::Backlog(args) => &args.target,
             Scenario::Disk(args) => &args.target,
+            Scenario::Durable(args) => &args.target,
+            Scenario::Restart(args) => &args.target,
         }
     }
 
@@ -358,6 +365,8 @@ impl Scenario {
             Scenario::Spike(args) => &mut args.target,
             Scenario::Backlog(args) => &mut args.target,
             Scenario::Disk(args) => &mut args.target,
+            Scenario::Durable(args) => &mut args.target,
+            Scenario::Restart(args) => &mut args.target,
         }
     }
 }

@@ -149,7 +149,7 @@ pub struct DiskArgs {
     pub duration: Duration,
 }
 
-fn parse_total_bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_total_bytes(text: &str) -> Result<u64, String> {
     let bytes = parse_bytes(text).map_err(|error| error.to_string())?;
     if (1..=BYTES_MAX).contains(&bytes) { Ok(bytes) } else { Err("must be 1 to 1 TiB".into()) }
 }

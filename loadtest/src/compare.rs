@@ -19,12 +19,13 @@ struct Figure {
     of: fn(&Report) -> Option<f64>,
 }
 
-const FIGURES: [Figure; 9] = [
+const FIGURES: [Figure; 10] = [
     Figure { name: "messages_per_s", of: |report| Some(report.messages_per_s) },
     Figure {
         name: "drain_messages_per_s",
         of: |report| report.more.get("drain_messages_per_s")?.as_f64(),
     },
+    Figure { name: "start_s", of: |report| report.more.get("start_s")?.as_f64() },
     Figure { name: "p50_us", of: |report| report.latency.p50_us },
     Figure { name: "p99_us", of: |report| report.latency.p99_us },
     Figure { name: "p999_us", of: |report| report.latency.p999_us },

@@ -36,8 +36,8 @@ pub fn play(
         return Err(unfit("only forebay is asked for many queues or subscriptions"));
     }
     match args.target {
-        Target::BaselineDiskWrite | Target::BaselineDiskRead => {
-            Err(unfit("a disk carries no messages: see the scenarios disk and backlog"))
+        Target::BaselineDiskWrite | Target::BaselineDiskRead | Target::BaselineDiskSync => {
+            Err(unfit("a disk carries no messages: see disk, backlog and durable"))
         }
         Target::Nats => scene.run(|shape| NatsWire::connect(server, shape)),
         Target::RedisStream => scene.run(redis_door(server, redis::Kind::Stream)),
@@ -103,7 +103,7 @@ impl RunQueues {
             count => (0..count).map(subscription_name).collect(),
         };
         let mut control = Control::connect(server)?;
-        control.create_queues(names.iter().cloned(), &subscriptions)?;
+        control.create_queues(names.iter().cloned(), &subscriptions, shape.durable)?;
         Ok(RunQueues { names, control })
     }
 }

@@ -21,11 +21,22 @@ pub const ALIGN_BYTES: u64 = 4096;
 /// The file is written in pieces of this, before it is measured.
 const PREPARE_BYTES: u64 = 1 << 20;
 
+/// A kind of transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskWork {
+    /// A read.
+    Read,
+    /// A write, which the device may keep when it likes.
+    Write,
+    /// A write that the device has kept when it ends.
+    Sync,
+}
+
 /// What to do to the disk.
 #[derive(Clone, Debug)]
 pub struct DiskPlan {
-    /// Writes; else reads.
-    pub write: bool,
+    /// Of what kind the transfers are.
+    pub work: DiskWork,
     /// Of one transfer.
     pub io_bytes: u64,
     /// Transfers under way.
@@ -66,7 +77,10 @@ pub fn run(plan: &DiskPlan, interrupt: &Interrupt) -> io::Result<DiskFigures> {
             temporary.path().join("disk")
         }
     };
-    let file = prepare(plan, &path, interrupt)?;
+    let mut file = prepare(plan, &path, interrupt)?;
+    if plan.work == DiskWork::Sync {
+        file = reopened(&path)?;
+    }
     let clock = RunClock::start();
     let next = AtomicU64::new(0);
     let workers = || -> io::Result<Latencies> {
@@ -109,6 +123,12 @@ fn prepare(plan: &DiskPlan, path: &PathBuf, interrupt: &Interrupt) -> io::Result
     Ok(file)
 }
 
+/// The same file, every write to which is as one with RWF_DSYNC.
+fn reopened(path: &PathBuf) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(path)
+}
+
 /// Bytes that no device compresses away; none of its words is zero.
 fn fill(buffer: &mut [u8]) {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -139,7 +159,7 @@ fn work(
             return Ok(latencies);
         }
         let offset = nth % places * plan.io_bytes;
-        if plan.write {
+        if plan.work != DiskWork::Read {
             file.write_all_at(&buffer, offset)?;
         } else {
             buffer[..8].fill(0);
@@ -157,9 +177,9 @@ fn work(
 mod tests {
     use super::*;
 
-    fn plan(write: bool) -> DiskPlan {
+    fn plan(work: DiskWork) -> DiskPlan {
         DiskPlan {
-            write,
+            work,
             io_bytes: 8192,
             depth: 3,
             bytes: 20 * 8192,
@@ -172,8 +192,8 @@ mod tests {
 
     #[test]
     fn whole_transfers_are_made_until_the_bytes_are() {
-        for write in [true, false] {
-            let figures = run(&plan(write), &Interrupt::default()).unwrap();
+        for work in [DiskWork::Write, DiskWork::Read, DiskWork::Sync] {
+            let figures = run(&plan(work), &Interrupt::default()).unwrap();
             assert_eq!(figures.transfers, 20);
             assert!(figures.seconds > 0.0 && figures.latency.p50_us.is_some());
         }
@@ -183,13 +203,13 @@ mod tests {
     fn a_named_file_is_kept_and_reading_what_was_never_written_is_an_error() {
         let directory = TempDir::new().unwrap();
         let file = directory.path().join("kept");
-        let named = |write| DiskPlan { file: Some(file.clone()), ..plan(write) };
-        run(&named(true), &Interrupt::default()).unwrap();
+        let named = |work| DiskPlan { file: Some(file.clone()), ..plan(work) };
+        run(&named(DiskWork::Write), &Interrupt::default()).unwrap();
         assert_eq!(std::fs::metadata(&file).unwrap().len(), 7 * 8192);
-        run(&named(false), &Interrupt::default()).unwrap();
-        let fresh = DiskPlan { fresh: true, bytes: 8192, ..named(true) };
+        run(&named(DiskWork::Read), &Interrupt::default()).unwrap();
+        let fresh = DiskPlan { fresh: true, bytes: 8192, ..named(DiskWork::Write) };
         run(&fresh, &Interrupt::default()).unwrap();
-        let error = run(&named(false), &Interrupt::default()).unwrap_err();
+        let error = run(&named(DiskWork::Read), &Interrupt::default()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

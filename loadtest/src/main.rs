@@ -3,6 +3,7 @@
 
 mod args;
 mod args_backlog;
+mod args_durable;
 mod body;
 mod clock;
 mod compare;
@@ -17,6 +18,7 @@ mod scenario_backlog;
 mod scenario_disk;
 mod scenario_idle;
 mod scenario_latency;
+mod scenario_restart;
 mod scenario_spike;
 mod scenario_throughput;
 mod schedule;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// A target has so long to say that it is ready.
-const READY_TIMEOUT: Duration = Duration::from_secs(20);
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Between two looks whether it listens.
 const READY_PAUSE: Duration = Duration::from_millis(20);
@@ -58,7 +58,7 @@ impl Spawned {
                 Ok(spawned)
             }
             Ok(None) => Err(io::Error::other("the target ended before it was ready")),
-            Err(_) => Err(io::Error::other("the target was not ready within 20 s")),
+            Err(_) => Err(io::Error::other("the target was not ready within 120 s")),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::schedule::PhaseFigures;
 use crate::surge::{self, Found};
 use crate::targets::{Shape, Target, Wire};
 use crate::watch::{Sample, Watch};
-use crate::{scenario_backlog, scenario_disk, scenario_spike};
+use crate::{scenario_backlog, scenario_disk, scenario_restart, scenario_spike};
 use crate::{scenario_idle, scenario_latency, scenario_throughput, sys};
 use forebay::limits::{DELIVER_HEADER_BYTES, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES};
 use std::io;
@@ -23,6 +23,9 @@ use tempfile::TempDir;
 
 /// A run ends when nothing has come for so long after the last message was sent.
 pub const DRAIN_QUIET_NS: u64 = 5_000_000_000;
+
+/// Where a broker listens that is started.
+const LISTEN: &str = "127.0.0.1:0";
 
 /// Set by Ctrl-C and SIGTERM, so that a run ends by returning and takes its target with it.
 #[derive(Clone, Default)]
@@ -104,11 +107,21 @@ pub fn run(scenario: &Scenario, interrupt: &Interrupt) -> io::Result<Report> {
     match scenario {
         Scenario::Throughput(all) => {
             let plan = scenario_throughput::Plan::new(all);
-            check_throughput(args.target, plan.shape.consumers)?;
-            let target = start(args, ring_bytes(2 * plan.backlog, plan.shape.body_bytes))?;
-            let scene = ThroughputScene(&plan, target.pid, interrupt);
-            let outcome = play(args, target.address, plan.shape, scene)?;
+            let outcome = run_throughput(args, &plan, interrupt)?;
             Ok(report(args, "throughput", outcome, all))
+        }
+        Scenario::Durable(all) => {
+            let outcome = if args.target.is_disk() {
+                scenario_disk::run_durable(all, interrupt)?
+            } else {
+                let plan = scenario_throughput::Plan::durable(all);
+                run_throughput(args, &plan, interrupt)?
+            };
+            Ok(report(args, "durable", outcome, all))
+        }
+        Scenario::Restart(all) => {
+            let outcome = scenario_restart::run(all, interrupt)?;
+            Ok(report(args, "restart", outcome, all))
         }
         Scenario::Latency(all) => {
             let plan = scenario_latency::Plan::new(all);
@@ -145,6 +158,17 @@ pub fn run(scenario: &Scenario, interrupt: &Interrupt) -> io::Result<Report> {
             Ok(report(args, "disk", outcome, all))
         }
     }
+}
+
+fn run_throughput(
+    args: &TargetArgs,
+    plan: &scenario_throughput::Plan,
+    interrupt: &Interrupt,
+) -> io::Result<Outcome> {
+    check_throughput(args.target, plan.shape)?;
+    let target = start(args, ring_bytes(2 * plan.backlog, plan.shape.body_bytes))?;
+    let scene = ThroughputScene(plan, target.pid, interrupt);
+    play(args, target.address, plan.shape, scene)
 }
 
 fn run_surge(
@@ -203,10 +227,11 @@ impl<R: FnOnce(Found, &[Sample]) -> Outcome> Scene for SurgeScene<'_, R> {
 }
 
 /// Whether a target has what `throughput` needs.
-fn check_throughput(target: Target, consumers: usize) -> io::Result<()> {
-    match (target, consumers) {
+fn check_throughput(target: Target, shape: Shape) -> io::Result<()> {
+    match (target, shape.consumers) {
+        (Target::Nats, _) if shape.durable => Err(unfit("nats core keeps nothing on disk")),
         (Target::Nats, 0) => Err(unfit("nats confirms nothing")),
-        (Target::BaselineRelay, 0) => Err(unfit("with --connections nobody consumes")),
+        (Target::BaselineRelay, 0) => Err(unfit("nobody consumes, and it confirms what is taken")),
         (Target::BaselineEcho, 1..) => Err(unfit("the echo has no consumers")),
         _ => Ok(()),
     }
@@ -267,10 +292,10 @@ fn start(args: &TargetArgs, ring_bytes: u64) -> io::Result<Running> {
     }
     let (command, directory) = match args.target {
         Target::Forebay => match &args.data_dir {
-            Some(path) => (broker_command(args, path)?, None),
+            Some(path) => (broker_command(args, LISTEN, path)?, None),
             None => {
                 let directory = TempDir::with_prefix("forebay-loadtest-")?;
-                (broker_command(args, &directory.path().join("data"))?, Some(directory))
+                (broker_command(args, LISTEN, &directory.path().join("data"))?, Some(directory))
             }
         },
         Target::RedisStream | Target::RedisList | Target::Nats => {
@@ -281,7 +306,7 @@ fn start(args: &TargetArgs, ring_bytes: u64) -> io::Result<Running> {
             return Ok(Running { address, pid, _spawned: Some(spawned) });
         }
         disk if disk.is_disk() => {
-            return Err(unfit("a disk carries no messages: see the scenarios disk and backlog"));
+            return Err(unfit("a disk carries no messages: see disk, backlog and durable"));
         }
         baseline => (baseline_command(baseline, ring_bytes, args.busy_poll)?, None),
     };
@@ -319,7 +344,11 @@ fn baseline_command(target: Target, ring_bytes: u64, busy_poll: bool) -> io::Res
     Ok(command)
 }
 
-fn broker_command(args: &TargetArgs, directory: &Path) -> io::Result<Command> {
+/// A broker that listens there and keeps its files in `directory`.
+///
+/// # Errors
+/// If its program is missing.
+pub fn broker_command(args: &TargetArgs, listen: &str, directory: &Path) -> io::Result<Command> {
     let binary = match &args.forebay_binary {
         Some(path) => path.clone(),
         None => std::env::current_exe()?.with_file_name("forebay"),
@@ -332,7 +361,7 @@ fn broker_command(args: &TargetArgs, directory: &Path) -> io::Result<Command> {
     command.env("FOREBAY_LOG", "warn");
     // As users have it, but beside any other broker.
     command.env("FOREBAY_ADMIN", "127.0.0.1:0");
-    command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
+    command.args(["serve", "--listen", listen, "--data-dir"]);
     command.arg(directory);
     command.args(["--shards", &args.shards.to_string()]);
     if args.busy_poll {

@@ -58,6 +58,7 @@ pub fn plan(args: &BacklogArgs) -> io::Result<Plan> {
             subscriptions: 1,
             credit,
             held: flood + due_before,
+            durable: false,
         },
         batch,
         unconfirmed_max,

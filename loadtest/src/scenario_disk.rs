@@ -3,7 +3,8 @@
 use crate::args_backlog::{BacklogArgs, DiskArgs};
 use crate::clock::RunClock;
 use crate::connect::unfit;
-use crate::disk::{self, DiskFigures, DiskPlan};
+use crate::args_durable::DurableArgs;
+use crate::disk::{self, DiskFigures, DiskPlan, DiskWork};
 use crate::report::UseSample;
 use crate::run::{Interrupt, Outcome};
 use crate::targets::Target;
@@ -13,6 +14,10 @@ use std::time::Duration;
 /// As the broker does it by default.
 const SLOT_BYTES: u64 = 1 << 20;
 const DEPTH: usize = 4;
+/// Bytes and number of groups that are written and kept at a time.
+const GROUPS: (u64, usize) = (64 << 10, 4);
+/// The file that stands for a journal's.
+const SYNCED_FILE_BYTES: u64 = 1 << 30;
 /// The file that stands for a backlog's is not larger than this.
 const FILE_BYTES_MAX: u64 = 4 << 30;
 /// A backlog's worth of transfers takes no longer.
@@ -25,13 +30,13 @@ const TIME_MAX: Duration = Duration::from_secs(120);
 pub fn run(args: &DiskArgs, interrupt: &Interrupt) -> io::Result<Outcome> {
     let target = args.target.target;
     if !target.is_disk() {
-        return Err(unfit("disk wants --target baseline-disk-write or baseline-disk-read"));
+        return Err(unfit("disk wants --target baseline-disk-write, -read or -sync"));
     }
     if args.fresh && target == Target::BaselineDiskRead {
         return Err(unfit("what was never written cannot be read: --fresh is for writes"));
     }
     let plan = DiskPlan {
-        write: target == Target::BaselineDiskWrite,
+        work: work_of(target),
         io_bytes: args.size,
         depth: args.depth as usize,
         bytes: args.bytes,
@@ -56,7 +61,7 @@ pub fn run(args: &DiskArgs, interrupt: &Interrupt) -> io::Result<Outcome> {
 pub fn run_backlog(args: &BacklogArgs, interrupt: &Interrupt) -> io::Result<Outcome> {
     let bytes = args.bytes.next_multiple_of(SLOT_BYTES);
     let plan = DiskPlan {
-        write: args.target.target == Target::BaselineDiskWrite,
+        work: work_of(args.target.target),
         io_bytes: SLOT_BYTES,
         depth: DEPTH,
         bytes,
@@ -67,7 +72,7 @@ pub fn run_backlog(args: &BacklogArgs, interrupt: &Interrupt) -> io::Result<Outc
     };
     let (figures, mut outcome) = measured(&plan, interrupt)?;
     let messages = figures.transfers * SLOT_BYTES / args.size as u64;
-    if plan.write {
+    if plan.work != DiskWork::Read {
         outcome.messages = messages;
     } else {
         let rate = messages as f64 / figures.seconds;
@@ -76,6 +81,42 @@ pub fn run_backlog(args: &BacklogArgs, interrupt: &Interrupt) -> io::Result<Outc
         outcome.more.insert("drain_bytes_per_s".into(), rate.into());
     }
     Ok(Outcome { body_bytes: args.size, ..outcome })
+}
+
+/// What a disk can do for the scenario `durable`: groups as large as a journal's under load, as
+/// many at a time as the device likes best; or the smallest, one after the other.
+///
+/// # Errors
+/// If the disk fails, or is not asked for writes that are kept.
+pub fn run_durable(args: &DurableArgs, interrupt: &Interrupt) -> io::Result<Outcome> {
+    if args.target.target != Target::BaselineDiskSync || args.consume {
+        return Err(unfit("of the disks only baseline-disk-sync, and nobody consumes"));
+    }
+    let (io_bytes, depth) = if args.one_in_flight { (disk::ALIGN_BYTES, 1) } else { GROUPS };
+    let plan = DiskPlan {
+        work: DiskWork::Sync,
+        io_bytes,
+        depth,
+        bytes: u64::MAX,
+        file_bytes: SYNCED_FILE_BYTES,
+        fresh: false,
+        file: args.disk_file.clone(),
+        time_max: args.duration,
+    };
+    let (figures, outcome) = measured(&plan, interrupt)?;
+    let messages = match args.one_in_flight {
+        true => figures.transfers,
+        false => figures.transfers * io_bytes / args.size as u64,
+    };
+    Ok(Outcome { messages, body_bytes: args.size, latency: figures.latency, ..outcome })
+}
+
+fn work_of(target: Target) -> DiskWork {
+    match target {
+        Target::BaselineDiskWrite => DiskWork::Write,
+        Target::BaselineDiskSync => DiskWork::Sync,
+        _ => DiskWork::Read,
+    }
 }
 
 /// Processor time of the transfers, and of making the file before, is this program's own.

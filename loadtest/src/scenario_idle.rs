@@ -44,7 +44,7 @@ pub fn run(
     let names = queue_names(args.queues);
     let mut control = if args.queues > 0 { Some(Control::connect(server)?) } else { None };
     if let Some(control) = &mut control {
-        control.create_queues(names.iter().cloned(), &[])?;
+        control.create_queues(names.iter().cloned(), &[], false)?;
     }
     let set_up = UseSample::take(clock.ns(), Some(pid))?;
     nap(&clock, set_up.ns() + as_ns(args.duration), interrupt)?;

@@ -48,6 +48,7 @@ pub fn plan(args: &SpikeArgs) -> io::Result<Plan> {
         subscriptions: 1,
         credit: credit(window, Some(args.drain), consumers),
         held: (burst as f64 * args.burst_time.as_secs_f64()) as u64,
+        durable: false,
     };
     Ok(Plan { shape, batch: 1, unconfirmed_max: 0, window, stages })
 }

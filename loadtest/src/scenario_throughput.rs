@@ -3,10 +3,11 @@
 //! by holding a backlog.
 
 use crate::args::{ThroughputArgs, batch_max};
+use crate::args_durable::DurableArgs;
 use crate::clock::{RunClock, as_ns};
 use crate::flood::{Allowance, Flood};
 use crate::integrity::{Integrity, IntegrityCounts};
-use crate::report::{Latencies, LatencyFigures, UseSample};
+use crate::report::{Latencies, UseSample};
 use crate::run::{DRAIN_QUIET_NS, Interrupt, Outcome};
 use crate::targets::{Shape, Wire};
 use std::io;
@@ -63,6 +64,7 @@ impl Plan {
                 subscriptions,
                 credit: default_backlog,
                 held: 0,
+                durable: false,
             },
             batch,
             backlog: args.backlog.unwrap_or(default_backlog as u64).max(batch as u64),
@@ -71,6 +73,18 @@ impl Plan {
             count: args.count.unwrap_or(u64::MAX),
             busy_poll: args.target.busy_poll,
         }
+    }
+
+    /// Of the scenario `durable`: the same, in queues that are.
+    pub fn durable(args: &DurableArgs) -> Plan {
+        let mut plan = Plan::new(&args.load());
+        plan.shape.durable = true;
+        plan
+    }
+
+    /// Whether one message is under way at a time, and nobody consumes.
+    fn is_single(&self) -> bool {
+        self.shape.consumers == 0 && self.shape.producers * self.shape.window == 1
     }
 }
 
@@ -85,6 +99,8 @@ struct Run<'p, W> {
     latencies: Latencies,
     /// Messages that arrived, whatever they were.
     arrived: u64,
+    /// When the last message left.
+    sent_ns: u64,
 }
 
 /// Runs `plan` over `wire`; `pid` is the target's.
@@ -110,6 +126,7 @@ pub fn run(
         integrity: integrity(&plan.shape),
         latencies: Latencies::default(),
         arrived: 0,
+        sent_ns: 0,
     };
     run.go(pid, interrupt)
 }
@@ -172,10 +189,25 @@ impl<W: Wire> Run<'_, W> {
         // Nothing arrives between two bursts of one call.
         let limit = self.done().min(self.flood.sent()).saturating_add(self.plan.backlog);
         let allowed = Allowance { count: self.plan.count, limit };
-        self.flood.send(&mut self.wire, now_ns, allowed)
+        let sent = self.flood.sent();
+        let more = self.flood.send(&mut self.wire, now_ns, allowed)?;
+        if self.flood.sent() > sent {
+            self.sent_ns = now_ns;
+        }
+        Ok(more)
     }
 
     fn turn(&mut self, wait: Duration) -> io::Result<()> {
+        let confirmed = self.wire.confirmed();
+        self.take_in(wait)?;
+        // Of one that is alone on its way it is known when it left.
+        if self.plan.is_single() && self.wire.confirmed() > confirmed {
+            self.latencies.record(self.clock.ns() - self.sent_ns);
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self, wait: Duration) -> io::Result<()> {
         let Run { wire, integrity, arrived, clock, latencies, plan, .. } = self;
         let fan_out = plan.shape.subscriptions > 1;
         let many_queues = plan.shape.queues > 1;
@@ -221,7 +253,7 @@ impl<W: Wire> Run<'_, W> {
             sent: self.flood.sent(),
             confirmed,
             integrity,
-            latency: if consumed { self.latencies.figures() } else { LatencyFigures::default() },
+            latency: self.latencies.figures(),
             send_lag_p99_us: None,
             processors: first.0.until(&last.0, last.1 - first.1),
             peak_rss_bytes: end.target().map(|target| target.peak_rss_bytes),

@@ -64,6 +64,16 @@ fn clean(mut command: Command) -> Command {
     command
 }
 
+/// To serve at this address, in this directory, with these flags beside.
+pub fn serving(mut command: Command, listen: &str, data_dir: &Path, flags: &[&str]) -> Command {
+    command.args(["serve", "--listen", listen]);
+    if !flags.contains(&"--memory-limit") {
+        command.args(["--memory-limit", "64MiB"]);
+    }
+    command.arg("--data-dir").arg(data_dir).args(flags);
+    command
+}
+
 /// Runs it to its end: exit code, standard output, standard error.
 pub fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
     let output = command.output().unwrap();
@@ -97,12 +107,9 @@ impl Broker {
         Broker::launch(command, "127.0.0.1:0", data_dir, flags)
     }
 
-    fn launch(mut command: Command, listen: &str, data_dir: &Path, flags: &[&str]) -> Broker {
-        command.args(["serve", "--listen", listen]);
-        if !flags.contains(&"--memory-limit") {
-            command.args(["--memory-limit", "64MiB"]);
-        }
-        command.arg("--data-dir").arg(data_dir).args(flags);
+    /// At this address, in this directory.
+    pub fn launch(command: Command, listen: &str, data_dir: &Path, flags: &[&str]) -> Broker {
+        let mut command = serving(command, listen, data_dir, flags);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stdout = lines(child.stdout.take().unwrap());
         let stderr = lines(child.stderr.take().unwrap());

@@ -119,6 +119,7 @@ fn plan(stages: Vec<Stage>) -> Plan {
         subscriptions: 1,
         credit: 256,
         held: 0,
+        durable: false,
     };
     Plan { shape, batch: 16, unconfirmed_max: 3000, window: 1000, stages }
 }

@@ -107,7 +107,7 @@ pub(super) fn publisher_options(shape: Shape) -> PublisherOptions {
     }
 }
 
-pub(super) fn fault(error: ClientError) -> io::Error {
+pub(crate) fn fault(error: ClientError) -> io::Error {
     io::Error::other(error)
 }
 

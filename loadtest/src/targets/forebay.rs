@@ -102,7 +102,8 @@ impl Control {
         }
     }
 
-    /// Makes queues with default options and these subscriptions; none: the default one.
+    /// Makes queues with default options, but durable if asked, and these subscriptions; none:
+    /// the default one.
     ///
     /// # Errors
     /// If the broker refuses one.
@@ -110,10 +111,14 @@ impl Control {
         &mut self,
         names: impl IntoIterator<Item = String>,
         subscriptions: &[String],
+        durable: bool,
     ) -> io::Result<()> {
         self.ask_all(names.into_iter().map(|name| {
             let mut body = wire::QueueCreateT::default();
             body.name = name;
+            let mut options = wire::QueueOptionsT::default();
+            options.durable = durable;
+            body.options = Some(Box::new(options));
             body.subscriptions = (!subscriptions.is_empty()).then(|| subscriptions.to_vec());
             Request::QueueCreate(body)
         }))

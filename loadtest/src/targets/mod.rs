@@ -40,6 +40,8 @@ pub enum Target {
     BaselineDiskWrite,
     /// Raw reads from the disk; no messages.
     BaselineDiskRead,
+    /// Raw writes that the device has kept when they end; no messages.
+    BaselineDiskSync,
 }
 
 impl Target {
@@ -54,12 +56,14 @@ impl Target {
             Target::Nats => "nats",
             Target::BaselineDiskWrite => "baseline-disk-write",
             Target::BaselineDiskRead => "baseline-disk-read",
+            Target::BaselineDiskSync => "baseline-disk-sync",
         }
     }
 
     /// Whether it is the disk and no program.
     pub fn is_disk(self) -> bool {
-        matches!(self, Target::BaselineDiskWrite | Target::BaselineDiskRead)
+        use Target::{BaselineDiskRead, BaselineDiskSync, BaselineDiskWrite};
+        matches!(self, BaselineDiskWrite | BaselineDiskRead | BaselineDiskSync)
     }
 }
 
@@ -82,6 +86,8 @@ pub struct Shape {
     pub credit: usize,
     /// Messages that may wait in the target; those that must be told keep so many.
     pub held: u64,
+    /// Whether the queues of a Forebay are durable.
+    pub durable: bool,
 }
 
 /// One thread's connections to a target.
