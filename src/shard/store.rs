@@ -122,11 +122,6 @@ pub(super) struct Stores {
     returned: Option<DiskRequest>,
 }
 
-/// The name of a journal's file.
-pub(super) fn journal_name(store: u32, file: u32) -> String {
-    format!("journal-{store}-{file:06}.log")
-}
-
 impl Stores {
     pub fn add(&mut self, store: Store) {
         self.list.push(store);
