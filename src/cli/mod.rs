@@ -30,7 +30,7 @@ mod store;
 mod subscription;
 mod table;
 mod trim;
-mod wall;
+pub(crate) mod wall;
 
 #[cfg(test)]
 mod tests;
@@ -42,7 +42,7 @@ pub(crate) use failure::{Exit, Failure, conclude};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-pub(crate) use failure::Outcome;
+pub(crate) use failure::{Outcome, Stop};
 pub(crate) use output::Output;
 pub use serve::ServeArgs;
 pub use store::{StoreAction, StoreArgs};

@@ -331,7 +331,12 @@ impl Core {
         let slot = QueueSlot { store: Some(index), ..QueueSlot::new(queue, store.number()) };
         let key = self.queues.insert(Box::new(slot));
         self.names.insert(Rc::from(name.as_str()), key);
-        Ok(Returning { key, subscriptions, next_sequence: of.next_sequence.max(1), bodies: Bodies::default() })
+        Ok(Returning {
+            key,
+            subscriptions,
+            next_sequence: of.next_sequence.max(1),
+            bodies: Bodies::default(),
+        })
     }
 }
 

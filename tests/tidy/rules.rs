@@ -36,7 +36,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "format",
             "protocol",
             "storage",
-            "io::process",
+            "io",
             "shard::router",
             "server::stores",
             "server::disk_limit",
