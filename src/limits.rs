@@ -149,6 +149,8 @@ pub const JOURNAL_BODY_BYTES_MAX: usize =
 pub const CARRY_QUEUES_PER_TICK: usize = 64;
 /// Times that a recovery waits a millisecond for the disk to make room for one batch.
 pub const RESTORE_WAITS_MAX: u32 = 60_000;
+/// Files of one journal; what has a higher number is none of them.
+pub const JOURNAL_FILES_MAX: u32 = 100_000;
 /// Zeros that are written at a time into a segment that is made.
 pub const JOURNAL_PREWRITE_BYTES: usize = MIB;
 

@@ -49,6 +49,7 @@ use crate::queue::Queue;
 use crate::queue::memory::Budget;
 use crate::shard::connection::Place;
 use crate::shard::core::Core;
+use crate::storage::journal;
 use crate::storage::spill::{DiskBudget, SpillShape, SpillState, SpillStats};
 use mailbox::{Command, Commands};
 use post::{Office, Post};
@@ -57,7 +58,7 @@ use std::io::IoSlice;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use store::{JournalAsks, journal_name};
+use store::JournalAsks;
 
 /// What a shard is told at its start; validated by `config.rs`.
 #[derive(Clone, Debug)]
@@ -461,7 +462,7 @@ impl<W: World> Shard<W> {
         while let Some(asked) = self.core.poll_journal() {
             match asked {
                 JournalAsks::Make { store, number, tag, file, open } => {
-                    let name = journal_name(number, file);
+                    let name = journal::file_name(number, file);
                     let opened = match open {
                         Some(opened) => Ok(opened),
                         None => self.core.may_grow(store).and_then(|()| self.disk.open(&name)),

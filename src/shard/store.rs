@@ -139,11 +139,6 @@ pub(super) struct JournalFigures {
     pub state: String,
 }
 
-/// The name of a journal's file.
-pub(super) fn journal_name(store: u32, file: u32) -> String {
-    format!("journal-{store}-{file:06}.log")
-}
-
 impl Stores {
     pub fn add(&mut self, store: Store) {
         self.list.push(store);
