@@ -8,7 +8,7 @@
 //! | L1 | `queue`, `storage`, `io` | the pure queue; what goes to disk; the seam to the system |
 //! | L2 | `shard` | one thread's event loop: where queue, protocol and io meet |
 //! | L3 | `server`, [`client`] | boot and shutdown; session and blocking driver |
-//! | L4 | `cli` | the command line |
+//! | L4 | `cli`, `store_tool` | the command line; what works on the files of a stopped broker |
 //! | | `sim` | the deterministic world |
 
 #![deny(unsafe_code)]
@@ -39,6 +39,8 @@ pub mod shard;
 pub mod sim;
 #[cfg(feature = "server")]
 pub mod storage;
+#[cfg(all(feature = "server", feature = "cli"))]
+pub mod store_tool;
 
 /// The Rust in README.md compiles.
 #[cfg(all(doctest, feature = "client"))]

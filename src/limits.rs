@@ -63,8 +63,26 @@ pub const MESSAGE_MEMORY_SHARE: usize = 8;
 pub const MEMORY_LIMIT_BYTES_MIN: usize = 16 * MIB;
 /// What a shard borrows of the broker's memory at a time.
 pub const MEMORY_GRANT_BYTES: usize = 4 * MIB;
+/// Least of [`memory_reserve_bytes`]: what leases take.
+pub const MEMORY_RESERVE_BYTES_MIN: usize = 4 * MIB;
+/// Most of it.
+pub const MEMORY_RESERVE_BYTES_MAX: usize = 64 * MIB;
+/// All shards together keep one part in so many, within these bounds: more memory has more queues,
+/// whose clients all come at once when something has filled it.
+pub const MEMORY_RESERVE_SHARE: u64 = 16;
+
 /// Kept per shard so that acks, control and drains go on when memory is full.
-pub const MEMORY_RESERVE_BYTES: usize = 4 * MIB;
+pub const fn memory_reserve_bytes(limit_bytes: u64, shards: u32) -> u64 {
+    let share = limit_bytes / MEMORY_RESERVE_SHARE / shards as u64;
+    let (least, most) = (MEMORY_RESERVE_BYTES_MIN as u64, MEMORY_RESERVE_BYTES_MAX as u64);
+    if share < least {
+        least
+    } else if share > most {
+        most
+    } else {
+        share
+    }
+}
 
 // ---- overflow to disk ----
 
@@ -131,6 +149,8 @@ pub const JOURNAL_BODY_BYTES_MAX: usize =
 pub const CARRY_QUEUES_PER_TICK: usize = 64;
 /// Times that a recovery waits a millisecond for the disk to make room for one batch.
 pub const RESTORE_WAITS_MAX: u32 = 60_000;
+/// Files of one journal; what has a higher number is none of them.
+pub const JOURNAL_FILES_MAX: u32 = 100_000;
 /// Zeros that are written at a time into a segment that is made.
 pub const JOURNAL_PREWRITE_BYTES: usize = MIB;
 
@@ -247,11 +267,6 @@ pub const MOVE_KEYS_MAX: usize = 65_536;
 pub const DEAD_LETTER_HOPS_MAX: u32 = 16;
 /// Messages that one redrive request moves.
 pub const REDRIVE_COUNT_MAX: u32 = 1000;
-/// A producer that was blocked tries again after so long, in case UNBLOCKED is lost on its way,
-/// or memory ran out in the middle of a large message, behind which no BLOCKED comes.
-pub const BLOCK_RETRY_MS: u32 = 1000;
-/// A rejected publish may be tried again after so long.
-pub const REJECT_RETRY_MS: u32 = 100;
 /// Messages that one redrive request looks at.
 pub const REDRIVE_SCAN_MAX: u32 = 10_000;
 /// A redrive whose target has no memory for a message tries it again after so long.
@@ -262,6 +277,11 @@ pub const REDRIVE_WAIT_MS_MAX: u64 = 5_000;
 pub const WINDOW_BYTES: u64 = MIB as u64;
 /// Producer ids that one queue remembers; the one idle longest is forgotten first.
 pub const PRODUCERS_PER_QUEUE_MAX: usize = 10_000;
+/// A producer that was blocked tries again after so long, in case UNBLOCKED is lost on its way,
+/// or memory ran out in the middle of a large message, behind which no BLOCKED comes.
+pub const BLOCK_RETRY_MS: u32 = 1000;
+/// A rejected publish may be tried again after so long.
+pub const REJECT_RETRY_MS: u32 = 100;
 /// Longest wait of a pull.
 pub const PULL_WAIT_MS_MAX: u32 = 3_600_000;
 /// Pulls that one consumer may have waiting.
@@ -368,16 +388,15 @@ const _: () = {
     assert!(UNSENT_BYTES_SOFT + FRAME_HEADER_BYTES + FRAME_PAYLOAD_BYTES_MAX < UNSENT_BYTES_MAX);
     assert!(MESSAGE_BYTES_DEFAULT <= MESSAGE_BYTES_MAX);
     assert!(MESSAGE_BYTES_MAX < u32::MAX as usize);
-    // A client tells by this what is to be sent again from what was rejected.
-    assert!(REJECT_RETRY_MS < BLOCK_RETRY_MS);
     assert!(REDRIVE_RETRY_MS > 0 && REDRIVE_RETRY_MS < REDRIVE_WAIT_MS_MAX);
-    assert!(MEMORY_RESERVE_BYTES < MEMORY_LIMIT_BYTES_MIN);
-    assert!(MEMORY_RESERVE_BYTES >= SLAB_BYTES);
+    assert!(MEMORY_RESERVE_BYTES_MIN < MEMORY_LIMIT_BYTES_MIN);
+    assert!(MEMORY_RESERVE_BYTES_MIN >= SLAB_BYTES);
+    assert!(MEMORY_RESERVE_BYTES_MIN <= MEMORY_RESERVE_BYTES_MAX && MEMORY_RESERVE_SHARE > 1);
     assert!(MEMORY_GRANT_BYTES >= SLAB_BYTES);
     assert!(SHARDS_MAX < u32::BITS);
     assert!(PARCEL_BYTES_MIN <= PARCEL_BYTES_MAX && PARCEL_BYTES_MAX <= MAILBOX_BYTES);
     // A lone shard of the smallest broker can hold its reserve and what waits for it.
-    assert!(MEMORY_RESERVE_BYTES + MAILBOX_BYTES < MEMORY_LIMIT_BYTES_MIN);
+    assert!(MEMORY_RESERVE_BYTES_MIN + MAILBOX_BYTES < MEMORY_LIMIT_BYTES_MIN);
     assert!(HANDLES_MAX == HANDLE_MAX as usize);
     assert!(WINDOW_BYTES as usize >= 2 * BATCH_WIRE_BYTES_MAX);
     // Figures are told before the request has to end.

@@ -11,9 +11,10 @@ use crate::schedule::{cut_at_spill, split};
 use crate::surge::{Drain, Found, Mark, Plan, Stage, Until};
 use crate::targets::Shape;
 use crate::watch::{Sample, spill_started, thinned};
+use forebay::limits::WINDOW_BYTES;
 use std::io;
 
-/// Windows that many queues share.
+/// Windows that many queues share, of messages and of bytes as the broker grants one producer.
 const QUEUES_SHARE: u64 = 8;
 /// What belongs to the start of a spill.
 const SPILL_START_NS: u64 = 2_000_000_000;
@@ -41,7 +42,10 @@ pub fn plan(args: &BacklogArgs) -> io::Result<Plan> {
         false => (args.producers as usize, args.consumers as usize),
     };
     let batch = (args.batch as usize).min(window).min(batch_max(args.size));
-    let shares = if many { QUEUES_SHARE } else { args.producers };
+    let unconfirmed_max = match many {
+        true => QUEUES_SHARE * args.window.min((WINDOW_BYTES / args.size as u64).max(1)),
+        false => args.producers * args.window,
+    };
     let credit = if many { QUEUES_CREDIT } else { credit(window, args.drain, consumers) };
     let due_before = (args.rate as f64 * args.before.as_secs_f64()) as u64;
     Ok(Plan {
@@ -57,7 +61,7 @@ pub fn plan(args: &BacklogArgs) -> io::Result<Plan> {
             durable: false,
         },
         batch,
-        unconfirmed_max: shares * args.window,
+        unconfirmed_max,
         window: 65_536,
         stages: stages(args, flood),
     })

@@ -1,9 +1,9 @@
 //! The disk alone, for the ratios of what a spill reaches of it.
 
 use crate::args_backlog::{BacklogArgs, DiskArgs};
+use crate::args_durable::DurableArgs;
 use crate::clock::RunClock;
 use crate::connect::unfit;
-use crate::args_durable::DurableArgs;
 use crate::disk::{self, DiskFigures, DiskPlan, DiskWork};
 use crate::report::UseSample;
 use crate::run::{Interrupt, Outcome};

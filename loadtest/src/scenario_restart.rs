@@ -13,8 +13,8 @@ use crate::run::{DRAIN_QUIET_NS, Interrupt, Outcome, broker_command};
 use crate::targets::Target;
 use crate::targets::blocking::fault;
 use forebay::client::{
-    ConnectOptions, Connection, Consumer, ConsumerOptions, Publisher,
-    PublisherOptions, QueueOptions, ReconnectPolicy,
+    ConnectOptions, Connection, Consumer, ConsumerOptions, Publisher, PublisherOptions,
+    QueueOptions, ReconnectPolicy,
 };
 use forebay::limits::MIB;
 use std::io;
@@ -63,7 +63,9 @@ pub fn run(args: &RestartArgs, interrupt: &Interrupt) -> io::Result<Outcome> {
         ..ConnectOptions::new(&listen)
     };
     let durable = QueueOptions { durable: true, ..QueueOptions::default() };
-    Connection::open(&connect).and_then(|mut link| link.queue_create(QUEUE, &durable)).map_err(fault)?;
+    Connection::open(&connect)
+        .and_then(|mut link| link.queue_create(QUEUE, &durable))
+        .map_err(fault)?;
     let mut stream = Stream::open(&connect, args)?;
     stream.publish(args.journal_bytes.div_ceil(args.size as u64), interrupt)?;
     stream.publisher.flush().map_err(fault)?;
@@ -90,7 +92,9 @@ pub fn run(args: &RestartArgs, interrupt: &Interrupt) -> io::Result<Outcome> {
     add("serves_again_s", seconds(serves_ns).into());
     add("journal_file_bytes", journal_bytes.into());
     add("unconfirmed_when_killed", unconfirmed.into());
-    Connection::open(&connect).and_then(|mut link| link.queue_delete(QUEUE, false)).map_err(fault)?;
+    Connection::open(&connect)
+        .and_then(|mut link| link.queue_delete(QUEUE, false))
+        .map_err(fault)?;
     Ok(outcome)
 }
 
@@ -112,10 +116,8 @@ fn journal_bytes(directory: &PathBuf) -> io::Result<u64> {
 
 impl Stream {
     fn open(connect: &ConnectOptions, args: &RestartArgs) -> io::Result<Stream> {
-        let options = PublisherOptions {
-            outstanding_bytes_max: 16 * MIB,
-            ..PublisherOptions::default()
-        };
+        let options =
+            PublisherOptions { outstanding_bytes_max: 16 * MIB, ..PublisherOptions::default() };
         let batch = args.size * batch_max(args.size).min(args.batch as usize);
         Ok(Stream {
             publisher: Publisher::open(connect, QUEUE, options).map_err(fault)?,

@@ -12,8 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Between two looks.
+/// Between two looks, at least.
 const PAUSE: Duration = Duration::from_millis(50);
+/// So many times as long as a look took: a broker with many queues works for an answer.
+const PAUSE_LOOKS: u32 = 20;
+/// Between two looks, at most.
+const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Looks of one run; it is over before.
 const SAMPLES_MAX: usize = 50_000;
 /// Samples that a report shows.
@@ -59,8 +63,10 @@ impl Watch {
             let mut link = server.and_then(connect);
             let mut samples = Vec::new();
             while !seen.load(Ordering::Relaxed) && samples.len() < SAMPLES_MAX {
+                let start_ns = clock.ns();
                 samples.extend(pid.and_then(|pid| sample(&clock, pid, &mut link)));
-                std::thread::park_timeout(PAUSE);
+                let took = Duration::from_nanos(clock.ns() - start_ns);
+                std::thread::park_timeout((took * PAUSE_LOOKS).clamp(PAUSE, PAUSE_MAX));
             }
             samples
         };

@@ -101,6 +101,8 @@ struct PoolState {
     /// Per class: slabs with a free chunk, the one to take from at the end.
     with_room: Vec<Vec<usize>>,
     mapped_slabs: usize,
+    /// Of these, slabs of which no chunk is used.
+    free_slabs: usize,
     /// Chunks that somebody writes or reads, and their bytes.
     used_chunks: usize,
     used_bytes: usize,
@@ -128,6 +130,7 @@ impl ChunkPool {
             slabs: Vec::new(),
             with_room,
             mapped_slabs: 0,
+            free_slabs: 0,
             used_chunks: 0,
             used_bytes: 0,
         };
@@ -165,12 +168,11 @@ impl ChunkPool {
 
     /// Maps one more slab for `class`. False when the system has no memory.
     pub fn grow(&self, class: usize) -> bool {
-        let slab_bytes = self.shape.slab_bytes;
-        let Some(memory) = self.source.map(slab_bytes) else {
+        let bytes = self.shape.slab_bytes;
+        let Some(memory) = self.source.map(bytes) else {
             return false;
         };
-        let memory =
-            Rc::new(SlabMemory { memory, bytes: slab_bytes, source: Rc::clone(&self.source) });
+        let memory = Rc::new(SlabMemory { memory, bytes, source: Rc::clone(&self.source) });
         let mut state = self.state.borrow_mut();
         let index = match state.slabs.iter().position(Option::is_none) {
             Some(index) => index,
@@ -179,8 +181,28 @@ impl ChunkPool {
                 state.slabs.len() - 1
             }
         };
+        state.mapped_slabs += 1;
+        self.cut(&mut state, index, class, &memory);
+        true
+    }
+
+    /// Cuts a wholly free slab of another class anew for `class`. Its memory stays mapped: a new
+    /// map would have to be zeroed by the system. False if there is none.
+    pub fn cut_anew(&self, class: usize) -> bool {
+        let mut state = self.state.borrow_mut();
+        if state.free_slabs == 0 {
+            return false;
+        }
+        let is_free = |slab: &Option<Slab>| slab.as_ref().is_some_and(Slab::is_free);
+        let Some(index) = state.slabs.iter().position(is_free) else { return false };
+        let Some(slab) = state.take_out(index) else { return false };
+        self.cut(&mut state, index, class, &slab.chunks[0]._memory);
+        true
+    }
+
+    fn cut(&self, state: &mut PoolState, index: usize, class: usize, memory: &Rc<SlabMemory>) {
         let bytes = self.shape.class_bytes[class];
-        let count = slab_bytes / bytes;
+        let count = self.shape.slab_bytes / bytes;
         let chunks = (0..count)
             .map(|nth| {
                 Rc::new(RawChunk {
@@ -193,15 +215,14 @@ impl ChunkPool {
                     class,
                     slab: index,
                     pool: Rc::downgrade(&self.state),
-                    _memory: Rc::clone(&memory),
+                    _memory: Rc::clone(memory),
                 })
             })
             .collect();
         let free = (0..count as u32).rev().collect();
         state.slabs[index] = Some(Slab { class, chunks, free });
         state.with_room[class].push(index);
-        state.mapped_slabs += 1;
-        true
+        state.free_slabs += 1;
     }
 
     /// Whether a chunk of `bytes` or more is free, or a whole slab that could be cut into one.
@@ -209,40 +230,48 @@ impl ChunkPool {
         let state = self.state.borrow();
         let fits = |class: usize| self.shape.class_bytes[class] >= bytes;
         (0..state.with_room.len()).any(|class| fits(class) && !state.with_room[class].is_empty())
-            || state.slabs.iter().flatten().any(|slab| slab.free.len() == slab.chunks.len())
+            || state.free_slabs > 0
     }
 
     /// Gives wholly free slabs back to the source until at most `spare` of them are left. Returns
     /// the bytes given back.
     pub fn shrink(&self, spare: usize) -> usize {
         let mut state = self.state.borrow_mut();
-        let mut spare_left = spare;
         let mut given = 0;
         for index in 0..state.slabs.len() {
-            let Some(slab) = &state.slabs[index] else {
-                continue;
-            };
-            if slab.free.len() < slab.chunks.len() {
-                continue;
+            if state.free_slabs <= spare {
+                break;
             }
-            if spare_left > 0 {
-                spare_left -= 1;
-                continue;
+            if state.slabs[index].as_ref().is_some_and(Slab::is_free) {
+                drop(state.take_out(index));
+                state.mapped_slabs -= 1;
+                given += self.shape.slab_bytes;
             }
-            let class = slab.class;
-            state.with_room[class].retain(|&other| other != index);
-            state.slabs[index] = None;
-            state.mapped_slabs -= 1;
-            given += self.shape.slab_bytes;
         }
         given
     }
 }
 
+impl Slab {
+    fn is_free(&self) -> bool {
+        self.free.len() == self.chunks.len()
+    }
+}
+
 impl PoolState {
+    /// Takes a wholly free slab off the lists.
+    fn take_out(&mut self, index: usize) -> Option<Slab> {
+        let slab = self.slabs[index].take()?;
+        debug_assert!(slab.is_free());
+        self.with_room[slab.class].retain(|&other| other != index);
+        self.free_slabs -= 1;
+        Some(slab)
+    }
+
     fn take(&mut self, class: usize) -> Option<Rc<RawChunk>> {
         let index = *self.with_room[class].last()?;
         let slab = self.slabs[index].as_mut().expect("a slab with room is mapped");
+        self.free_slabs -= usize::from(slab.is_free());
         let nth = slab.free.pop().expect("a slab with room has a free chunk");
         if slab.free.is_empty() {
             self.with_room[class].pop();
@@ -260,6 +289,7 @@ impl PoolState {
             self.with_room[raw.class].push(raw.slab);
         }
         slab.free.push(nth as u32);
+        self.free_slabs += usize::from(slab.is_free());
         self.used_chunks -= 1;
         self.used_bytes -= raw.bytes;
     }
@@ -539,6 +569,23 @@ mod tests {
         assert_eq!(pool.shrink(0), 16384);
         assert_eq!(pool.mapped_bytes(), 0);
         assert!(pool.take(0).is_none());
+    }
+
+    #[test]
+    fn a_free_slab_is_cut_anew_and_stays_mapped() {
+        let pool = pool();
+        assert!(pool.grow(0) && pool.grow(1));
+        let (small, first) = (pool.take(0).unwrap(), pool.take(1).unwrap());
+        let place = small.raw.start;
+        assert!(!pool.cut_anew(1));
+        drop(small);
+        assert!(pool.cut_anew(1));
+        let large = [pool.take(1).unwrap(), pool.take(1).unwrap(), pool.take(1).unwrap()];
+        assert!(pool.take(1).is_none() && pool.take(0).is_none() && !pool.cut_anew(0));
+        assert!(large.iter().any(|chunk| chunk.raw.start == place));
+        assert_eq!((pool.mapped_bytes(), pool.free_bytes()), (32768, 0));
+        drop((large, first));
+        assert_eq!((pool.shrink(1), pool.shrink(1), pool.shrink(0)), (16384, 0, 16384));
     }
 
     #[test]

@@ -1,19 +1,21 @@
-//! The program: the command line, and the broker behind `serve`.
+//! The program: the command line, the broker behind `serve`, the tool behind `store`.
 
 use forebay::cli::{self, ServeArgs};
 use forebay::config::Settings;
 use forebay::server::{self, ServeError};
+use forebay::store_tool;
 use std::io::Write as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cli::run(|args| match serve(&args) {
+    let serve = |args| match serve(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(error.exit_code())
         }
-    })
+    };
+    cli::run(serve, |args| store_tool::run(&args))
 }
 
 fn serve(args: &ServeArgs) -> Result<(), ServeError> {

@@ -430,9 +430,7 @@ impl<'a> Redriver<'a> {
 
 /// The broker has no room for messages, and has waited for it: the next ones would fare the same.
 fn is_of_memory(reason: &str) -> bool {
-    use ErrorCode as E;
-    let codes = [E::MemoryLimit, E::DiskLimit, E::DiskFull, E::DiskError];
-    codes.iter().any(|code| code.name() == reason)
+    ErrorCode::from_name(reason).is_some_and(ErrorCode::is_of_memory)
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ pub enum Exit {
     Unreachable = 4,
     /// It took longer than `--timeout`.
     TimedOut = 5,
+    /// Something in a data directory is damaged.
+    Damaged = 6,
 }
 
 /// Why a command stops before its end.

@@ -1,7 +1,7 @@
 //! L4: the command line. It knows the broker by the client library alone; the program joins it
-//! with the server, for `serve`.
+//! with what works on a data directory: the server, for `serve`, and `store_tool`, for `store`.
 //!
-//! - one file per command: `serve` (arguments only), `queue`, `subscription`, `publish`, `consume`,
+//! - one file per command: `serve` and `store` (arguments only), `queue`, `subscription`, `publish`, `consume`,
 //!   `dlq`, `stats`, `trim`, `ping`
 //! - `broker`, `failure`: how to reach a broker; what errors mean, with their exit codes
 //! - `lines`, `source`, `pump`: what `publish` sends and how
@@ -26,10 +26,11 @@ mod rules;
 mod serve;
 mod source;
 mod stats;
+mod store;
 mod subscription;
 mod table;
 mod trim;
-mod wall;
+pub(crate) mod wall;
 
 #[cfg(test)]
 mod tests;
@@ -37,11 +38,15 @@ mod tests;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use failure::{Exit, Failure, conclude};
+pub(crate) use failure::{Exit, Failure, conclude};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+pub(crate) use failure::{Outcome, Stop};
+pub(crate) use output::Output;
 pub use serve::ServeArgs;
+pub use store::{StoreAction, StoreArgs};
+pub(crate) use table::{Align, Table, messages, thousands};
 
 /// A message broker in memory that spills to disk when a spike outgrows memory.
 #[derive(Parser, Debug)]
@@ -77,6 +82,8 @@ enum Command {
     Stats(stats::StatsArgs),
     /// Give free space of the broker's spill files back to the file system at once
     Trim(trim::TrimArgs),
+    /// Look into the data directory of a broker that is stopped, check it, repair it
+    Store(store::StoreArgs),
     /// Ask whether a broker is there; tries once
     Ping(ping::PingArgs),
     /// Print a script that completes this command line
@@ -95,7 +102,7 @@ A first round:
   echo 'Hello, world' | forebay publish hello
   forebay consume hello
 
-All commands but serve take --server ADDR (or FOREBAY_SERVER), --token TOKEN (or FOREBAY_TOKEN)
+All commands but serve and store take --server ADDR (or FOREBAY_SERVER), --token TOKEN (or FOREBAY_TOKEN)
 and --json. While no broker answers they try for 5 seconds, ping once.
 
 Exit codes:
@@ -104,11 +111,15 @@ Exit codes:
   2  an option, setting or configuration that cannot be; nothing was done
   3  there is no such queue or subscription
   4  the broker cannot be reached, or went away
-  5  it took longer than --timeout";
+  5  it took longer than --timeout
+  6  something in the data directory is damaged (`store verify`)";
 
 /// Runs the command line of this process. `serve` starts a broker with the settings that it is
-/// given and returns when that has stopped.
-pub fn run(serve: impl FnOnce(ServeArgs) -> ExitCode) -> ExitCode {
+/// given and returns when that has stopped; `store` works on a data directory.
+pub fn run(
+    serve: impl FnOnce(ServeArgs) -> ExitCode,
+    store: impl FnOnce(StoreArgs) -> ExitCode,
+) -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let line = match CommandLine::try_parse_from(&arguments) {
         Ok(line) => line,
@@ -116,6 +127,7 @@ pub fn run(serve: impl FnOnce(ServeArgs) -> ExitCode) -> ExitCode {
     };
     let (outcome, json) = match line.command {
         Command::Serve(args) => return serve(*args),
+        Command::Store(args) => return store(args),
         Command::Queue(args) => (queue::run(&args), args.broker.json),
         Command::Subscription(args) => (subscription::run(&args), args.broker.json),
         Command::Publish(args) => (publish::run(&args), args.broker.json),

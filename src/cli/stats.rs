@@ -206,8 +206,15 @@ fn stats_fields(stats: &Stats) -> Fields {
         ("disk_read_bytes", stats.disk_read_bytes),
         ("disk_write_errors", stats.disk_write_errors),
         ("disk_read_errors", stats.disk_read_errors),
+        ("journal_segments", stats.journal_segments),
+        ("journal_bytes", stats.journal_bytes),
+        ("journal_groups", stats.journal_groups),
+        ("journal_records", stats.journal_records),
+        ("journal_written_bytes", stats.journal_written_bytes),
+        ("journal_padding_bytes", stats.journal_padding_bytes),
     ]);
     fields.push("spill_state", stats.spill_state.as_deref().unwrap_or("off"));
+    fields.push("journal_state", stats.journal_state.as_deref().unwrap_or("off"));
     fields
 }
 
@@ -228,6 +235,7 @@ fn stats_text(stats: &Stats, rates: Option<Rates>, blocked: &[(String, String)])
     line("memory", memory_text(stats));
     line("spilled", spilled_text(stats));
     line("disk", disk_text(stats));
+    line("journal", journal_text(stats));
     line("connections", connections_text(stats));
     line("queues", queues_text(stats));
     for (name, why) in blocked.iter().take(BLOCKED_SHOWN) {
@@ -290,6 +298,20 @@ fn disk_text(stats: &Stats) -> String {
         show_bytes(stats.disk_allocated_bytes),
         show_bytes(stats.disk_limit_bytes),
         show_bytes(stats.disk_free_bytes),
+    )
+}
+
+fn journal_text(stats: &Stats) -> String {
+    let state = stats.journal_state.as_deref().unwrap_or("off");
+    if state == "off" {
+        return "off: there is no durable queue".to_owned();
+    }
+    format!(
+        "{state}; {} files, {}; {} groups, {}",
+        thousands(stats.journal_segments),
+        show_bytes(stats.journal_bytes),
+        thousands(stats.journal_groups),
+        show_bytes(stats.journal_written_bytes),
     )
 }
 

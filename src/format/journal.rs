@@ -291,6 +291,8 @@ impl GroupPlace {
 /// A group that was checked as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group<'a> {
+    /// Where it stands in its segment, in units of [`DISK_ALIGN_BYTES`].
+    pub page: u32,
     /// Sequence of the group.
     pub group: u64,
     /// The last group that was synced, with all before it, when this was written.
@@ -326,6 +328,7 @@ impl<'a> Group<'a> {
             return Err(JournalError::Version(u16_at(bytes, 8)));
         }
         let group = Group {
+            page: place.page,
             group: u64_at(bytes, 48),
             synced: u64_at(bytes, 56),
             record_count: u32_at(bytes, 68),

@@ -17,6 +17,11 @@ macro_rules! codes {
                 match number { $($number => Some(ErrorCode::$name),)* _ => None }
             }
 
+            /// The code of a name, if this version knows it.
+            pub fn from_name(name: &str) -> Option<ErrorCode> {
+                match name { $($wire_name => Some(ErrorCode::$name),)* _ => None }
+            }
+
             /// The name that documents, logs and `--json` use.
             pub fn name(self) -> &'static str {
                 match self { $(ErrorCode::$name => $wire_name,)* }
@@ -122,6 +127,8 @@ codes! {
     ProducerFenced = 74, "producer_fenced";
     /// The queue has no subscription: nobody would ever get the message.
     NoSubscription = 75, "no_subscription";
+    /// Memory ran out in the middle of a large message; send it again from its start.
+    NoRoomMidway = 76, "no_room_midway";
 
     // 96..: an ack or credit was refused.
     /// A delivery id that was never given out, or a range that ends before it begins.
@@ -140,6 +147,12 @@ impl ErrorCode {
         (self as u16) < 32
     }
 
+    /// Whether it says that memory is full, whatever keeps it from being spilled to disk.
+    pub fn is_of_memory(self) -> bool {
+        use ErrorCode as E;
+        matches!(self, E::MemoryLimit | E::DiskLimit | E::DiskFull | E::DiskError)
+    }
+
     /// Whether the same request may work later without anything else being changed.
     pub fn is_retryable(self) -> bool {
         use ErrorCode as E;
@@ -155,6 +168,7 @@ impl ErrorCode {
                 | E::WindowExceeded
                 | E::QueueMessagesMax
                 | E::QueueBytesMax
+                | E::NoRoomMidway
                 | E::OutOfOrder
                 | E::ChecksumMismatch
                 | E::Timeout

@@ -7743,6 +7743,13 @@ impl<'a> Stats<'a> {
   pub const VT_DISK_WRITE_ERRORS: ::flatbuffers::VOffsetT = 80;
   pub const VT_DISK_READ_ERRORS: ::flatbuffers::VOffsetT = 82;
   pub const VT_SPILL_STATE: ::flatbuffers::VOffsetT = 84;
+  pub const VT_JOURNAL_SEGMENTS: ::flatbuffers::VOffsetT = 86;
+  pub const VT_JOURNAL_BYTES: ::flatbuffers::VOffsetT = 88;
+  pub const VT_JOURNAL_GROUPS: ::flatbuffers::VOffsetT = 90;
+  pub const VT_JOURNAL_RECORDS: ::flatbuffers::VOffsetT = 92;
+  pub const VT_JOURNAL_WRITTEN_BYTES: ::flatbuffers::VOffsetT = 94;
+  pub const VT_JOURNAL_PADDING_BYTES: ::flatbuffers::VOffsetT = 96;
+  pub const VT_JOURNAL_STATE: ::flatbuffers::VOffsetT = 98;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -7754,6 +7761,12 @@ impl<'a> Stats<'a> {
     args: &'args StatsArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Stats<'bldr>> {
     let mut builder = StatsBuilder::new(_fbb);
+    builder.add_journal_padding_bytes(args.journal_padding_bytes);
+    builder.add_journal_written_bytes(args.journal_written_bytes);
+    builder.add_journal_records(args.journal_records);
+    builder.add_journal_groups(args.journal_groups);
+    builder.add_journal_bytes(args.journal_bytes);
+    builder.add_journal_segments(args.journal_segments);
     builder.add_disk_read_errors(args.disk_read_errors);
     builder.add_disk_write_errors(args.disk_write_errors);
     builder.add_disk_read_bytes(args.disk_read_bytes);
@@ -7785,6 +7798,7 @@ impl<'a> Stats<'a> {
     builder.add_connections_shed(args.connections_shed);
     builder.add_connections_accepted(args.connections_accepted);
     builder.add_uptime_ms(args.uptime_ms);
+    if let Some(x) = args.journal_state { builder.add_journal_state(x); }
     if let Some(x) = args.spill_state { builder.add_spill_state(x); }
     builder.add_subscriptions(args.subscriptions);
     builder.add_queues_blocked(args.queues_blocked);
@@ -7846,6 +7860,15 @@ impl<'a> Stats<'a> {
     let spill_state = self.spill_state().map(|x| {
       alloc::string::ToString::to_string(x)
     });
+    let journal_segments = self.journal_segments();
+    let journal_bytes = self.journal_bytes();
+    let journal_groups = self.journal_groups();
+    let journal_records = self.journal_records();
+    let journal_written_bytes = self.journal_written_bytes();
+    let journal_padding_bytes = self.journal_padding_bytes();
+    let journal_state = self.journal_state().map(|x| {
+      alloc::string::ToString::to_string(x)
+    });
     StatsT {
       server_version,
       uptime_ms,
@@ -7888,6 +7911,13 @@ impl<'a> Stats<'a> {
       disk_write_errors,
       disk_read_errors,
       spill_state,
+      journal_segments,
+      journal_bytes,
+      journal_groups,
+      journal_records,
+      journal_written_bytes,
+      journal_padding_bytes,
+      journal_state,
     }
   }
 
@@ -8178,6 +8208,55 @@ impl<'a> Stats<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Stats::VT_SPILL_STATE, None)}
   }
+  #[inline]
+  pub fn journal_segments(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_JOURNAL_SEGMENTS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn journal_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_JOURNAL_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn journal_groups(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_JOURNAL_GROUPS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn journal_records(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_JOURNAL_RECORDS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn journal_written_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_JOURNAL_WRITTEN_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn journal_padding_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Stats::VT_JOURNAL_PADDING_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn journal_state(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Stats::VT_JOURNAL_STATE, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Stats<'_> {
@@ -8227,6 +8306,13 @@ impl ::flatbuffers::Verifiable for Stats<'_> {
      .visit_field::<u64>("disk_write_errors", Self::VT_DISK_WRITE_ERRORS, false)?
      .visit_field::<u64>("disk_read_errors", Self::VT_DISK_READ_ERRORS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("spill_state", Self::VT_SPILL_STATE, false)?
+     .visit_field::<u64>("journal_segments", Self::VT_JOURNAL_SEGMENTS, false)?
+     .visit_field::<u64>("journal_bytes", Self::VT_JOURNAL_BYTES, false)?
+     .visit_field::<u64>("journal_groups", Self::VT_JOURNAL_GROUPS, false)?
+     .visit_field::<u64>("journal_records", Self::VT_JOURNAL_RECORDS, false)?
+     .visit_field::<u64>("journal_written_bytes", Self::VT_JOURNAL_WRITTEN_BYTES, false)?
+     .visit_field::<u64>("journal_padding_bytes", Self::VT_JOURNAL_PADDING_BYTES, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("journal_state", Self::VT_JOURNAL_STATE, false)?
      .finish();
     Ok(())
   }
@@ -8273,6 +8359,13 @@ pub struct StatsArgs<'a> {
     pub disk_write_errors: u64,
     pub disk_read_errors: u64,
     pub spill_state: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub journal_segments: u64,
+    pub journal_bytes: u64,
+    pub journal_groups: u64,
+    pub journal_records: u64,
+    pub journal_written_bytes: u64,
+    pub journal_padding_bytes: u64,
+    pub journal_state: Option<::flatbuffers::WIPOffset<&'a str>>,
 }
 impl<'a> Default for StatsArgs<'a> {
   #[inline]
@@ -8319,6 +8412,13 @@ impl<'a> Default for StatsArgs<'a> {
       disk_write_errors: 0,
       disk_read_errors: 0,
       spill_state: None,
+      journal_segments: 0,
+      journal_bytes: 0,
+      journal_groups: 0,
+      journal_records: 0,
+      journal_written_bytes: 0,
+      journal_padding_bytes: 0,
+      journal_state: None,
     }
   }
 }
@@ -8493,6 +8593,34 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StatsBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Stats::VT_SPILL_STATE, spill_state);
   }
   #[inline]
+  pub fn add_journal_segments(&mut self, journal_segments: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_JOURNAL_SEGMENTS, journal_segments, 0);
+  }
+  #[inline]
+  pub fn add_journal_bytes(&mut self, journal_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_JOURNAL_BYTES, journal_bytes, 0);
+  }
+  #[inline]
+  pub fn add_journal_groups(&mut self, journal_groups: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_JOURNAL_GROUPS, journal_groups, 0);
+  }
+  #[inline]
+  pub fn add_journal_records(&mut self, journal_records: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_JOURNAL_RECORDS, journal_records, 0);
+  }
+  #[inline]
+  pub fn add_journal_written_bytes(&mut self, journal_written_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_JOURNAL_WRITTEN_BYTES, journal_written_bytes, 0);
+  }
+  #[inline]
+  pub fn add_journal_padding_bytes(&mut self, journal_padding_bytes: u64) {
+    self.fbb_.push_slot::<u64>(Stats::VT_JOURNAL_PADDING_BYTES, journal_padding_bytes, 0);
+  }
+  #[inline]
+  pub fn add_journal_state(&mut self, journal_state: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Stats::VT_JOURNAL_STATE, journal_state);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatsBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     StatsBuilder {
@@ -8551,6 +8679,13 @@ impl ::core::fmt::Debug for Stats<'_> {
       ds.field("disk_write_errors", &self.disk_write_errors());
       ds.field("disk_read_errors", &self.disk_read_errors());
       ds.field("spill_state", &self.spill_state());
+      ds.field("journal_segments", &self.journal_segments());
+      ds.field("journal_bytes", &self.journal_bytes());
+      ds.field("journal_groups", &self.journal_groups());
+      ds.field("journal_records", &self.journal_records());
+      ds.field("journal_written_bytes", &self.journal_written_bytes());
+      ds.field("journal_padding_bytes", &self.journal_padding_bytes());
+      ds.field("journal_state", &self.journal_state());
       ds.finish()
   }
 }
@@ -8598,6 +8733,13 @@ pub struct StatsT {
   pub disk_write_errors: u64,
   pub disk_read_errors: u64,
   pub spill_state: Option<alloc::string::String>,
+  pub journal_segments: u64,
+  pub journal_bytes: u64,
+  pub journal_groups: u64,
+  pub journal_records: u64,
+  pub journal_written_bytes: u64,
+  pub journal_padding_bytes: u64,
+  pub journal_state: Option<alloc::string::String>,
 }
 impl Default for StatsT {
   fn default() -> Self {
@@ -8643,6 +8785,13 @@ impl Default for StatsT {
       disk_write_errors: 0,
       disk_read_errors: 0,
       spill_state: None,
+      journal_segments: 0,
+      journal_bytes: 0,
+      journal_groups: 0,
+      journal_records: 0,
+      journal_written_bytes: 0,
+      journal_padding_bytes: 0,
+      journal_state: None,
     }
   }
 }
@@ -8698,6 +8847,15 @@ impl StatsT {
     let spill_state = self.spill_state.as_ref().map(|x|{
       _fbb.create_string(x)
     });
+    let journal_segments = self.journal_segments;
+    let journal_bytes = self.journal_bytes;
+    let journal_groups = self.journal_groups;
+    let journal_records = self.journal_records;
+    let journal_written_bytes = self.journal_written_bytes;
+    let journal_padding_bytes = self.journal_padding_bytes;
+    let journal_state = self.journal_state.as_ref().map(|x|{
+      _fbb.create_string(x)
+    });
     Stats::create(_fbb, &StatsArgs{
       server_version,
       uptime_ms,
@@ -8740,6 +8898,13 @@ impl StatsT {
       disk_write_errors,
       disk_read_errors,
       spill_state,
+      journal_segments,
+      journal_bytes,
+      journal_groups,
+      journal_records,
+      journal_written_bytes,
+      journal_padding_bytes,
+      journal_state,
     })
   }
 }

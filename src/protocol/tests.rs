@@ -157,6 +157,7 @@ fn numbers_and_names_are_one_to_one() {
     let mut names: Vec<&str> = ErrorCode::ALL.iter().map(|code| code.name()).collect();
     for code in ErrorCode::ALL {
         assert_eq!(ErrorCode::from_u16(*code as u16), Some(*code));
+        assert_eq!(ErrorCode::from_name(code.name()), Some(*code));
         let snake = |name: String| {
             let parts = name.split_inclusive(|_: char| true).map(|letter| {
                 let upper = letter.chars().any(char::is_uppercase);
@@ -170,6 +171,7 @@ fn numbers_and_names_are_one_to_one() {
     names.dedup();
     assert_eq!(names.len(), ErrorCode::ALL.len());
     assert_eq!(ErrorCode::from_u16(0), None);
+    assert_eq!(ErrorCode::from_name("no_origin"), None);
 }
 
 /// A request of each kind, with something in its fields.

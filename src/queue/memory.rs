@@ -64,6 +64,8 @@ pub struct MemoryFull {
 #[derive(Debug)]
 pub struct CommonBudget {
     left_bytes: AtomicU64,
+    /// What should be left, for a shard that found too little; 0: none did.
+    wanted_bytes: AtomicU64,
     /// What is borrowed at a time.
     grant_bytes: u64,
 }
@@ -76,12 +78,19 @@ impl CommonBudget {
     pub fn new(limit_bytes: u64, reserve_bytes: u64, shards: u32, grant_bytes: u64) -> Arc<Self> {
         let left_bytes = limit_bytes.checked_sub(reserve_bytes * u64::from(shards));
         let left_bytes = left_bytes.filter(|left| *left > 0).expect("room beside the reserves");
-        Arc::new(CommonBudget { left_bytes: AtomicU64::new(left_bytes), grant_bytes })
+        let (left_bytes, wanted_bytes) = (AtomicU64::new(left_bytes), AtomicU64::new(0));
+        Arc::new(CommonBudget { left_bytes, wanted_bytes, grant_bytes })
     }
 
     /// Bytes that nobody has borrowed.
     pub fn left_bytes(&self) -> u64 {
         self.left_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What a shard wants to be left, while that is not so; else 0.
+    fn wanted_bytes(&self) -> u64 {
+        let wanted = self.wanted_bytes.load(Ordering::Relaxed);
+        if self.left_bytes() < wanted { wanted } else { 0 }
     }
 
     /// Lends `missing` bytes, rounded up to whole grants where there is as much; 0 if there is
@@ -111,6 +120,8 @@ pub struct Budget {
     /// What the shard may use beside its reserve.
     granted_bytes: u64,
     common: Option<Arc<CommonBudget>>,
+    /// It is this shard that wants more to be left.
+    wants: bool,
     used_bytes: [u64; ACCOUNTS],
 }
 
@@ -123,13 +134,15 @@ impl Budget {
         assert!(reserve_bytes < limit_bytes);
         let granted_bytes = limit_bytes - reserve_bytes;
         let used_bytes = [0; ACCOUNTS];
-        Budget { limit_bytes, reserve_bytes, granted_bytes, common: None, used_bytes }
+        let (common, wants) = (None, false);
+        Budget { limit_bytes, reserve_bytes, granted_bytes, common, wants, used_bytes }
     }
 
     /// An empty budget of one of several shards.
     pub fn shared(limit_bytes: u64, reserve_bytes: u64, common: Arc<CommonBudget>) -> Self {
         let (granted_bytes, used_bytes) = (0, [0; ACCOUNTS]);
-        Budget { limit_bytes, reserve_bytes, granted_bytes, common: Some(common), used_bytes }
+        let (common, wants) = (Some(common), false);
+        Budget { limit_bytes, reserve_bytes, granted_bytes, common, wants, used_bytes }
     }
 
     /// The limit of the broker.
@@ -194,7 +207,26 @@ impl Budget {
     fn borrow(&mut self, missing: u64) -> bool {
         let lent = self.common.as_ref().map_or(0, |common| common.lend(missing));
         self.granted_bytes += lent;
+        if lent == 0 {
+            self.want(missing);
+        }
         lent > 0
+    }
+
+    /// Asks the other shards to leave so many bytes, or a grant if that is more. It holds until
+    /// that is left.
+    pub fn want(&mut self, bytes: u64) {
+        let Some(common) = &self.common else { return };
+        common.wanted_bytes.fetch_max(bytes.max(common.grant_bytes), Ordering::Relaxed);
+        self.wants = true;
+    }
+
+    /// What another shard wants to be left, while that is not so; else 0.
+    pub fn wanted_by_others(&self) -> u64 {
+        match &self.common {
+            Some(common) if !self.wants => common.wanted_bytes(),
+            _ => 0,
+        }
     }
 
     /// Once per tick: gives back what was borrowed and is not needed, but for one grant that is
@@ -204,7 +236,12 @@ impl Budget {
         let Some(common) = &self.common else { return };
         let (used, grant_bytes) = (self.used_bytes(), common.grant_bytes);
         let spare = self.granted_bytes.saturating_sub(used);
-        let want = common.left_bytes() < grant_bytes;
+        let wanted = common.wanted_bytes();
+        if wanted == 0 {
+            common.wanted_bytes.store(0, Ordering::Relaxed);
+            self.wants = false;
+        }
+        let want = wanted > 0 || common.left_bytes() < grant_bytes;
         let kept = if want { 0 } else { grant_bytes };
         if spare >= kept + grant_bytes || (want && spare > 0) {
             common.take_back(spare - kept);
@@ -256,18 +293,6 @@ impl Overflow {
             Overflow::Failing => ErrorCode::DiskError,
         }
     }
-}
-
-/// Whether a refusal says that memory is full, whatever keeps it from being spilled.
-pub fn is_of_memory(code: ErrorCode) -> bool {
-    use ErrorCode as E;
-    matches!(code, E::MemoryLimit | E::DiskLimit | E::DiskFull | E::DiskError)
-}
-
-/// As [`is_of_memory`], of a code by its name.
-pub fn is_named_of_memory(name: &str) -> bool {
-    use ErrorCode as E;
-    [E::MemoryLimit, E::DiskLimit, E::DiskFull, E::DiskError].iter().any(|code| code.name() == name)
 }
 
 /// Chunks and the budget they are charged to.
@@ -376,6 +401,17 @@ impl Memory {
         chunk_bytes.saturating_sub(head_bytes).min(RECORD_CONTENT_BYTES_MAX)
     }
 
+    /// Charges what is not a chunk, or changes nothing. Free slabs give way to it.
+    ///
+    /// # Errors
+    /// If it does not fit beside the chunks that are used.
+    pub fn try_charge(&mut self, account: Account, bytes: usize) -> Result<(), MemoryFull> {
+        self.budget.try_charge(account, bytes).or_else(|_| {
+            self.shrink(0);
+            self.budget.try_charge(account, bytes)
+        })
+    }
+
     /// Whether [`Memory::take_chunk`] for so many bytes would find one, the system willing.
     pub fn could_take(&self, content_bytes: usize) -> bool {
         let shape = self.pool.shape();
@@ -408,10 +444,7 @@ impl Memory {
         let slab_bytes = self.pool.shape().slab_bytes;
         if self.budget.try_charge(Account::Chunks, slab_bytes).is_err() {
             // A free slab of another class may serve.
-            self.shrink(0);
-            if self.budget.try_charge(Account::Chunks, slab_bytes).is_err() {
-                return false;
-            }
+            return self.pool.cut_anew(class);
         }
         if self.pool.grow(class) {
             return true;
@@ -456,6 +489,8 @@ mod tests {
         first.try_charge(Account::Chunks, 70_000).unwrap();
         assert_eq!(common.left_bytes(), 0);
         assert!(second.try_charge(Account::Chunks, 1).is_err());
+        // The others know that it is in want, until a grant is left.
+        assert_eq!((first.wanted_by_others(), second.wanted_by_others()), (16_000, 0));
         // The reserve is there whatever the other has taken.
         second.try_charge(Account::Handles, 5_000).unwrap();
         assert!(second.try_charge(Account::Handles, 1).is_err());
@@ -463,7 +498,7 @@ mod tests {
         // What is freed goes back; where nothing is left all of it: who is idle starves nobody.
         first.release(Account::Chunks, 70_000);
         first.settle();
-        assert_eq!(common.left_bytes(), 80_000);
+        assert_eq!((common.left_bytes(), first.wanted_by_others()), (80_000, 0));
         // Where there is enough, one grant is kept.
         first.try_charge(Account::Chunks, 30_000).unwrap();
         first.release(Account::Chunks, 30_000);
@@ -491,6 +526,18 @@ mod tests {
         drop(memory.take_chunk(10_000, 1).unwrap());
         assert_eq!(memory.take_chunk(100, 0).unwrap().class(), 0);
         assert_eq!(memory.budget.used_by(Account::Chunks), 16_384);
+    }
+
+    #[test]
+    fn free_slabs_give_way_to_what_is_no_chunk() {
+        let mut memory = memory(40_000, 4_000);
+        let used = memory.take_chunk(10_000, 1).unwrap();
+        drop((memory.take_chunk(10_000, 1).unwrap(), used.class()));
+        assert!(memory.budget.try_charge(Account::Queues, 10_000).is_err());
+        memory.try_charge(Account::Queues, 10_000).unwrap();
+        assert_eq!(memory.budget.used_by(Account::Chunks), 16_384);
+        assert!(memory.try_charge(Account::Queues, 20_000).is_err());
+        assert_eq!(memory.budget.used_by(Account::Queues), 10_000);
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl Queue {
         seed: u64,
         memory: &mut Memory,
     ) -> Result<Queue, MemoryFull> {
-        memory.budget.try_charge(Account::Queues, QUEUE_BYTES + 2 * name.len())?;
+        memory.try_charge(Account::Queues, QUEUE_BYTES + 2 * name.len())?;
         Ok(Queue {
             name: name.into(),
             options,
@@ -409,7 +409,7 @@ impl Queue {
         let chunk_bytes = block.needed_bytes.min(BATCH_BYTES_MAX);
         let room = (messages_max == 0 || self.messages() < low(messages_max))
             && (bytes_max == 0 || self.bytes() + needed_bytes <= bytes_max || self.messages() == 0)
-            && (!memory::is_of_memory(block.code) || memory.could_take(chunk_bytes));
+            && (!block.code.is_of_memory() || memory.could_take(chunk_bytes));
         if room || makes_room {
             self.blocked = None;
         }

@@ -211,7 +211,7 @@ impl Queue {
         self.make_room_for_move(message, memory)?;
         let code = memory.overflow.code();
         let full = |_| MoveRefused::Code(code);
-        memory.budget.try_charge(Account::Queues, MOVE_KEY_BYTES).map_err(full)?;
+        memory.try_charge(Account::Queues, MOVE_KEY_BYTES).map_err(full)?;
         let only = only.and_then(|name| self.subscription_key(name));
         let appended = self.append_moved(message, only, wall.0, memory);
         if appended.is_err() {

@@ -12,7 +12,7 @@ use crate::limits::{BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, 
 use crate::protocol::error::ErrorCode;
 use crate::queue::Queue;
 use crate::queue::assembly::Assembly;
-use crate::queue::memory::{Memory, MemoryFull, Overflow, is_of_memory};
+use crate::queue::memory::{Memory, MemoryFull, Overflow};
 use crate::queue::outbox::Appended;
 use crate::queue::policy::{BLOCK_RETRY_MS, Block, OnFull, QueueOptions, REJECT_RETRY_MS, Refusal};
 
@@ -449,18 +449,19 @@ impl Queue {
         memory: &mut Memory,
     ) -> Result<(), Refused> {
         debug_assert!(self.producers.at(key).is_some_and(|p| p.assembly.is_none()));
-        match self.options.on_full {
+        let retry_after_ms = match self.options.on_full {
             OnFull::DropOldest => {
                 self.make_room_for_large(full, needed as u64, memory)?;
-                let text = "memory ran out inside a large message; send it again from its start";
-                let limit = Some(full.limit);
-                Err(Refused { limit, retry_after_ms: 1, ..Refused::new(full.code, text) })
+                1
             }
             // It is not blocked by this: what came of the message has just become free, so it would
             // be told to send it all again at once, for ever; and smaller ones may go on.
-            OnFull::Block => Err(self.blocked_refusal(full)),
-            OnFull::Reject | OnFull::DropNewest => Err(self.rejection(full)),
-        }
+            OnFull::Block => BLOCK_RETRY_MS,
+            OnFull::Reject | OnFull::DropNewest => return Err(self.rejection(full)),
+        };
+        let text = "memory ran out inside a large message; send it again from its start";
+        let refused = Refused::new(ErrorCode::NoRoomMidway, text);
+        Err(Refused { limit: Some(full.limit), retry_after_ms, ..refused })
     }
 
     fn blocked_refusal(&self, full: Full) -> Refused {
@@ -588,7 +589,7 @@ impl Queue {
                 let limit = ("bytes_max", self.options.bytes_max);
                 Full { code: ErrorCode::QueueBytesMax, limit }
             }
-            Some(code) if is_of_memory(code) => {
+            Some(code) if code.is_of_memory() => {
                 let limit_bytes = memory.budget.limit_bytes();
                 Full::of_memory(MemoryFull { limit_bytes }, memory.overflow)
             }

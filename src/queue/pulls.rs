@@ -68,7 +68,7 @@ impl Subscription {
         let Some(consumer) = self.consumers.at_mut(key) else {
             return Ok(());
         };
-        parts.memory.budget.try_charge(Account::Handles, PULL_BYTES)?;
+        parts.memory.try_charge(Account::Handles, PULL_BYTES)?;
         consumer.pulls.push_back(pull);
         if consumer.pulls.len() == 1 {
             self.pulls.timers.insert((pull.deadline, key));

@@ -93,14 +93,15 @@ impl Queue {
     }
 
     /// The next absent chunk to be read: first what somebody waits for, then what stands ahead of
-    /// cursors with consumers, `ahead` chunks far. It counts as being read from now on.
-    pub fn poll_refill(&mut self, ahead: u32) -> Option<Refill> {
+    /// cursors with consumers, `ahead` chunks far; with `None` nothing is read ahead, not even what
+    /// a consumer will need first. It counts as being read from now on.
+    pub fn poll_refill(&mut self, ahead: Option<u32>) -> Option<Refill> {
         if self.log.spilled.absent_chunks == self.log.spilled.reading {
             return None;
         }
         let want = self.log.next_want();
         let is_waited_for = want.is_some();
-        let chunk = want.or_else(|| self.next_ahead(ahead))?;
+        let chunk = want.or_else(|| self.next_ahead(ahead?))?;
         let refill = self.log.begin_read(chunk, self.number)?;
         Some(Refill { is_waited_for, ..refill })
     }

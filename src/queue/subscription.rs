@@ -15,13 +15,14 @@ use crate::base::prng::Prng;
 use crate::base::slot_map::{Key, SlotMap};
 use crate::base::time::{Mono, Now, Wall};
 use crate::format::change::Failure;
+use crate::protocol::error::ErrorCode;
 use crate::queue::consumer::{Consumer, ConsumerOptions, LargeProgress, Owner};
 use crate::queue::counters::{Counters, SubscriptionCounters};
 use crate::queue::dead::DeadLetters;
 use crate::queue::due::{DUE_BYTES, DueSet};
 use crate::queue::lease::{LEASE_BYTES, Lease};
 use crate::queue::log::{Absent, Log, Position, Run, RunBytes};
-use crate::queue::memory::{Account, Memory, is_named_of_memory};
+use crate::queue::memory::{Account, Memory};
 use crate::queue::outbox::Outbox;
 use crate::queue::policy::{QueueBounds, SubscriptionOptions};
 use crate::queue::portion::{History, Portion};
@@ -537,7 +538,8 @@ impl Subscription {
     pub(super) fn pause(&mut self, parts: &Parts<'_>) -> Option<&'static str> {
         let unacked_max = self.options.unacked_max;
         // Where dead letters wait for memory, others must go on, for they give it back.
-        let wait_for_memory = self.dead.reason().is_some_and(is_named_of_memory);
+        let code = self.dead.reason().and_then(ErrorCode::from_name);
+        let wait_for_memory = code.is_some_and(ErrorCode::is_of_memory);
         let waiting = self.delayed + if wait_for_memory { 0 } else { self.dead_lettering };
         if unacked_max > 0 && self.in_flight >= unacked_max {
             Some("unacked_max")

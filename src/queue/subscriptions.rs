@@ -91,7 +91,7 @@ impl Queue {
         if self.turns.len() >= SUBSCRIPTIONS_MAX {
             return Err(CreateSubscriptionError::TooMany);
         }
-        let charged = memory.budget.try_charge(Account::Queues, charged_bytes(name));
+        let charged = memory.try_charge(Account::Queues, charged_bytes(name));
         charged.map_err(CreateSubscriptionError::MemoryFull)?;
         let (cursor, sequence) = (self.log.end(), self.log.next_sequence());
         let number = self.next_subscription;
@@ -157,7 +157,7 @@ impl Queue {
         }
         // It is no delivery, so it leaves the reserve to those.
         let bytes = behind.len() * DUE_BYTES + made.skips.len() * SKIP_BYTES;
-        let charged = memory.budget.try_charge(Account::Queues, bytes);
+        let charged = memory.try_charge(Account::Queues, bytes);
         charged.map_err(CreateSubscriptionError::MemoryFull)?;
         memory.budget.release(Account::Queues, bytes);
         for portion in behind.into_values() {

@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 mod dead_letters;
 pub(super) mod disk;
+mod large;
 mod leases;
 mod moved;
 mod pulls;

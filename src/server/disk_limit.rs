@@ -89,13 +89,24 @@ pub fn resolve(data_dir: &Path, configured: Option<u64>) -> Result<DiskLimit, Di
     if let Some(bytes) = configured {
         return Ok(DiskLimit { bytes, source: Source::Configuration });
     }
+    match read(data_dir)? {
+        Some(bytes) => Ok(DiskLimit { bytes, source: Source::File }),
+        None => guess(data_dir, data_dir.join(FILE_NAME)),
+    }
+}
+
+/// What an earlier start has written down; `None` if there is no such file.
+///
+/// # Errors
+/// If the file is damaged or cannot be read.
+pub fn read(data_dir: &Path) -> Result<Option<u64>, DiskLimitError> {
     let path = data_dir.join(FILE_NAME);
     match std::fs::read(&path) {
         Ok(text) => match decode(&text) {
-            Ok(bytes) => Ok(DiskLimit { bytes, source: Source::File }),
+            Ok(bytes) => Ok(Some(bytes)),
             Err(reason) => Err(DiskLimitError::Damaged { path, reason }),
         },
-        Err(error) if error.kind() == ErrorKind::NotFound => guess(data_dir, path),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(DiskLimitError::System { verb: "read", path, error }),
     }
 }

@@ -14,6 +14,7 @@ use crate::io::affinity::{self, PinError};
 use crate::io::mio_net::MioNet;
 use crate::io::process::{self, DataDir, DataDirError};
 use crate::io::uring_disk::Refusal;
+use crate::limits::memory_reserve_bytes;
 use crate::server::admin::{Health, Phase, ShardLine, Watched};
 use crate::server::disk_limit::DiskLimitError;
 use crate::server::stores::StoresError;
@@ -196,6 +197,7 @@ fn shard_config(config: &Config, stores: u32, nth: usize) -> ShardConfig {
     ShardConfig {
         shard: nth as u32,
         shards: config.shards,
+        memory_reserve_bytes: memory_reserve_bytes(config.memory_limit_bytes, config.shards),
         stores,
         message_bytes_max: config.message_bytes_max,
         connections_max: config.connections_max,

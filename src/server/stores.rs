@@ -28,9 +28,10 @@ const FILE_BYTES_MAX: usize = 64 + 33 * SHARDS_MAX as usize;
 pub enum StoresError {
     /// It is not what was written.
     #[error(
-        "{} is damaged: {reason}; put back a copy of it, for without it nobody can tell which \
-         journal is whose",
-        path.display()
+        "{} is damaged: {reason}; put back a copy of it, or have it made again: forebay store \
+         repair {}",
+        path.display(),
+        parent(path)
     )]
     Damaged {
         /// The file.
@@ -40,8 +41,10 @@ pub enum StoresError {
     },
     /// A journal is there, and the file is not.
     #[error(
-        "{} is missing, though there is a journal ({journal}); put back a copy of it",
-        path.display()
+        "{} is missing, though there is a journal ({journal}); put back a copy of it, or have it \
+         made again: forebay store repair {}",
+        path.display(),
+        parent(path)
     )]
     Missing {
         /// The file.
@@ -66,12 +69,49 @@ pub enum StoresError {
 /// # Errors
 /// See [`StoresError`].
 pub fn resolve(data_dir: &Path, count: u32) -> Result<Vec<StoreId>, StoresError> {
+    match read(data_dir)? {
+        Some(ids) => Ok(ids),
+        None => make(data_dir, data_dir.join(FILE_NAME), count),
+    }
+}
+
+/// The stores of a data directory; `None` if it has no such file.
+///
+/// # Errors
+/// If the file is damaged or cannot be read.
+pub fn read(data_dir: &Path) -> Result<Option<Vec<StoreId>>, StoresError> {
     let path = data_dir.join(FILE_NAME);
     match std::fs::read(&path) {
-        Ok(text) => decode(&text).map_err(|reason| StoresError::Damaged { path, reason }),
-        Err(error) if error.kind() == ErrorKind::NotFound => make(data_dir, path, count),
+        Ok(text) => match decode(&text) {
+            Ok(ids) => Ok(Some(ids)),
+            Err(reason) => Err(StoresError::Damaged { path, reason }),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoresError::System { verb: "read", path, error }),
     }
+}
+
+/// Writes the file, whole or not at all.
+///
+/// # Errors
+/// As the system says.
+pub fn write(data_dir: &Path, ids: &[StoreId]) -> Result<(), StoresError> {
+    let written = volume::replace_file(data_dir, FILE_NAME, encode(ids).as_bytes());
+    let path = data_dir.join(FILE_NAME);
+    written.map_err(|error| StoresError::System { verb: "write", path, error })
+}
+
+/// Ids that no other store has.
+///
+/// # Errors
+/// If the system gives no random numbers.
+pub fn new_ids(count: usize) -> Result<Vec<StoreId>, Error> {
+    let mut ids = vec![StoreId::default(); count];
+    let mut source = std::fs::File::open("/dev/urandom")?;
+    for id in &mut ids {
+        source.read_exact(&mut id.0)?;
+    }
+    Ok(ids)
 }
 
 fn make(data_dir: &Path, path: PathBuf, count: u32) -> Result<Vec<StoreId>, StoresError> {
@@ -85,14 +125,13 @@ fn make(data_dir: &Path, path: PathBuf, count: u32) -> Result<Vec<StoreId>, Stor
             return Err(StoresError::Missing { path, journal: name });
         }
     }
-    let mut ids = vec![StoreId::default(); count as usize];
-    let mut source = std::fs::File::open("/dev/urandom").map_err(system("write"))?;
-    for id in &mut ids {
-        source.read_exact(&mut id.0).map_err(system("write"))?;
-    }
-    let written = volume::replace_file(data_dir, FILE_NAME, encode(&ids).as_bytes());
-    written.map_err(system("write"))?;
+    let ids = new_ids(count as usize).map_err(system("write"))?;
+    write(data_dir, &ids)?;
     Ok(ids)
+}
+
+fn parent(path: &Path) -> std::path::Display<'_> {
+    path.parent().unwrap_or(path).display()
 }
 
 fn encode(ids: &[StoreId]) -> String {

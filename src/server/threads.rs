@@ -12,7 +12,7 @@ use crate::io::mio_net::{MioNet, NetWaker};
 use crate::io::thread_disk::WakeUp;
 use crate::io::uring_disk::Refusal;
 use crate::io::{RealWorld, World, volume};
-use crate::limits::{ADOPTIONS_MAX, MEMORY_GRANT_BYTES, MEMORY_RESERVE_BYTES};
+use crate::limits::{ADOPTIONS_MAX, MEMORY_GRANT_BYTES, memory_reserve_bytes};
 use crate::queue::memory::CommonBudget;
 use crate::server::disk_limit::SPILL_FILE_NAMES;
 use crate::server::{ServeError, shard_config};
@@ -74,7 +74,8 @@ pub fn start(
     let shards = config.shards;
     let wakers = Arc::new(nets.iter().map(MioNet::waker).collect::<Vec<_>>());
     let neighbours = (shards > 1).then(|| {
-        let (limit, reserve) = (config.memory_limit_bytes, MEMORY_RESERVE_BYTES as u64);
+        let limit = config.memory_limit_bytes;
+        let reserve = memory_reserve_bytes(limit, shards);
         let common = CommonBudget::new(limit, reserve, shards, MEMORY_GRANT_BYTES as u64);
         let office = Office::new(shards, PostShape::of(shards), common);
         Neighbours { office, adoptions: adoptions::<RealWorld>(shards, ADOPTIONS_MAX), wakers }

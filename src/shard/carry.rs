@@ -126,7 +126,11 @@ impl Store {
     /// what that has cost.
     fn begin_round(&mut self) -> bool {
         let written = self.counters().group_bytes;
-        let due = (self.round.cost_bytes * 4).max(self.segment_bytes());
+        // Where no segment can be made, what is needed no more is wanted back at once.
+        let due = match self.is_blocked() {
+            true => 1,
+            false => (self.round.cost_bytes * 4).max(self.segment_bytes()),
+        };
         if written < self.round.bytes_at + due || self.round.is_ending {
             return false;
         }
@@ -152,6 +156,9 @@ impl Store {
             && needed > 1
         {
             journal.release(needed - 1);
+            if journal.blocked().is_some() {
+                journal.roll();
+            }
         }
     }
 }

@@ -225,7 +225,7 @@ impl Core {
 
     /// Handles are small and bounded per connection, but not where memory is at its end.
     fn check_memory(&mut self) -> Result<(), Refused> {
-        let charged = self.memory.budget.try_charge(Account::Handles, 1024);
+        let charged = self.memory.try_charge(Account::Handles, 1024);
         charged.map_err(|full| (ErrorCode::MemoryLimit, full.to_string()))?;
         self.memory.budget.release(Account::Handles, 1024);
         Ok(())

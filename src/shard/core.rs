@@ -257,7 +257,7 @@ impl Core {
             None => self.connections.len() >= max as usize,
         };
         let bytes = size_of::<Connection>();
-        if full || self.memory.budget.try_charge(Account::Connections, bytes).is_err() {
+        if full || self.memory.try_charge(Account::Connections, bytes).is_err() {
             self.stats.connections_refused += 1;
             if !full {
                 self.forget_connection();

@@ -11,7 +11,7 @@ use crate::protocol::frame::{FrameHeader, Opcode};
 use crate::protocol::hot::{DELIVER_FRAGMENT, DELIVER_REDELIVERED, DeliverHeader, PullDone};
 use crate::protocol::wire;
 use crate::queue::consumer::Owner;
-use crate::queue::memory::{Account, is_of_memory};
+use crate::queue::memory::Account;
 use crate::queue::policy::{BLOCK_RETRY_MS, Block};
 use crate::queue::subscription::Delivery;
 use crate::shard::connection::Connection;
@@ -159,9 +159,12 @@ impl Core {
             let Some(slot) = self.queues.at_mut(key) else { continue };
             // Who takes again for want of memory has room for what its producers will send at once:
             // else most of that would be refused, again and again.
-            let of_memory = slot.queue.blocked().is_some_and(|block| is_of_memory(block.code));
+            let of_memory = slot.queue.blocked().is_some_and(|block| block.code.is_of_memory());
             let windows = slot.queue.producer_count() as u64 * WINDOW_BYTES;
             let wanted = if of_memory { (WINDOWS_FREE * windows).min(room_max / 8) } else { 0 };
+            if wanted > room {
+                self.memory.budget.want(wanted);
+            }
             let takes = wanted <= room && slot.queue.poll_unblocked(&self.memory);
             if slot.queue.blocked().is_some() && !takes {
                 self.blocked.push_back(key);

@@ -123,6 +123,14 @@ impl Core {
         stats.disk_write_errors = disk.write_errors;
         stats.disk_read_errors = disk.read_errors;
         stats.spill_state = Some(state_text(self.spill.shown_state()));
+        let journals = self.stores.figures();
+        stats.journal_segments = journals.segments;
+        stats.journal_bytes = journals.bytes;
+        stats.journal_groups = journals.counters.groups;
+        stats.journal_records = journals.counters.records;
+        stats.journal_written_bytes = journals.counters.group_bytes;
+        stats.journal_padding_bytes = journals.counters.padding_bytes;
+        stats.journal_state = Some(journals.state);
     }
 
     fn queue_description(&self, queue: &Queue) -> wire::QueueDescriptionT {

@@ -145,15 +145,17 @@ fn add_stats(sum: &mut wire::StatsT, part: wire::StatsT) {
         queues_deleted_messages subscriptions dead_lettering crossed_bytes chunks_in_memory
         spilled_messages spilled_bytes refilling disk_allocated_bytes disk_used_bytes
         disk_writes disk_reads disk_written_bytes disk_read_bytes disk_write_errors
-        disk_read_errors
+        disk_read_errors journal_segments journal_bytes journal_groups journal_records
+        journal_written_bytes journal_padding_bytes
     }, others server_version shards memory_limit_bytes uptime_ms counters disk_limit_bytes
-        disk_free_bytes spill_state);
+        disk_free_bytes spill_state journal_state);
     (sum.server_version, sum.shards) = (server_version, shards);
     sum.memory_limit_bytes = memory_limit_bytes;
     sum.disk_limit_bytes = disk_limit_bytes;
     // Not every shard has asked for it yet.
     sum.disk_free_bytes = sum.disk_free_bytes.max(disk_free_bytes);
     sum.spill_state = worse_state(sum.spill_state.take(), spill_state);
+    sum.journal_state = worse_state(sum.journal_state.take(), journal_state);
     sum.uptime_ms = sum.uptime_ms.max(uptime_ms);
     let (part, sum) = (counters.unwrap_or_default(), sum.counters.get_or_insert_default());
     add!(*part => sum, wire::QueueCountersT {
@@ -163,13 +165,14 @@ fn add_stats(sum: &mut wire::StatsT, part: wire::StatsT) {
     }, others);
 }
 
-/// Of two shards' spill states the one that an operator has to know of.
+/// Of two shards' states, of spilling or of journals, the one that an operator has to know of.
 fn worse_state(one: Option<String>, other: Option<String>) -> Option<String> {
     let rank = |state: &Option<String>| match state.as_deref() {
         Some(text) if text.starts_with("failing") => 4,
         Some(text) if text.starts_with("full") => 3,
         Some("ready") => 2,
-        Some(_) => 1,
+        Some("off") => 1,
+        Some(_) => 5,
         None => 0,
     };
     if rank(&other) > rank(&one) { other } else { one }

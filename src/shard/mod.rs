@@ -49,6 +49,7 @@ use crate::queue::Queue;
 use crate::queue::memory::Budget;
 use crate::shard::connection::Place;
 use crate::shard::core::Core;
+use crate::storage::journal;
 use crate::storage::spill::{DiskBudget, SpillShape, SpillState, SpillStats};
 use mailbox::{Command, Commands};
 use post::{Office, Post};
@@ -57,7 +58,7 @@ use std::io::IoSlice;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use store::{JournalAsks, journal_name};
+use store::JournalAsks;
 
 /// What a shard is told at its start; validated by `config.rs`.
 #[derive(Clone, Debug)]
@@ -110,7 +111,7 @@ impl ShardConfig {
             shards: 1,
             stores: 1,
             memory_limit_bytes,
-            memory_reserve_bytes: limits::MEMORY_RESERVE_BYTES as u64,
+            memory_reserve_bytes: limits::memory_reserve_bytes(memory_limit_bytes, 1),
             message_bytes_max: limits::MESSAGE_BYTES_DEFAULT as u64,
             connections_max: u32::MAX,
             token: None,
@@ -461,11 +462,16 @@ impl<W: World> Shard<W> {
         while let Some(asked) = self.core.poll_journal() {
             match asked {
                 JournalAsks::Make { store, number, tag, file, open } => {
-                    let name = journal_name(number, file);
-                    let opened = open.map_or_else(|| self.disk.open(&name), Ok);
-                    let made = opened.and_then(|id| self.disk.cut(id, 0).map(|()| id));
-                    let made = made.map_err(|error| error.kind());
-                    self.core.handle_made(store, tag, file, made);
+                    let name = journal::file_name(number, file);
+                    let opened = match open {
+                        Some(opened) => Ok(opened),
+                        None => self.core.may_grow(store).and_then(|()| self.disk.open(&name)),
+                    };
+                    if let (None, Ok(opened)) = (open, &opened) {
+                        self.core.note_opened(store, file, *opened);
+                    }
+                    let made = opened.and_then(|opened| self.disk.cut(opened, 0));
+                    self.core.handle_made(store, tag, made.map_err(|error| error.kind()));
                 }
                 JournalAsks::Request(request) => {
                     if let Err(request) = self.disk.submit(request) {

@@ -11,9 +11,8 @@
 use crate::base::pages::Pages;
 use crate::base::slot_map::Key;
 use crate::base::time::Wall;
-use crate::format::batch::Batches;
-use crate::format::change::{Change, ChangeError, FragmentOf};
-use crate::format::journal::{SegmentHeader, StoreId};
+use crate::format::change::{Change, ChangeError};
+use crate::format::journal::{Record, StoreId};
 use crate::io::{Clock, Disk, FileId, Net, World};
 use crate::limits::{DISK_ALIGN_BYTES, RESTORE_WAITS_MAX};
 use crate::protocol::control::Request;
@@ -26,9 +25,10 @@ use crate::shard::Shard;
 use crate::shard::carry::note_body;
 use crate::shard::core::{Core, QueueSlot};
 use crate::shard::options::{Refused, queue_options, subscription_options};
-use crate::shard::store::{Store, journal_name};
-use crate::storage::journal::JournalShape;
-use crate::storage::replay::{Damage, Recovered, Replay, Survey, SurveyError};
+use crate::shard::store::Store;
+use crate::storage::bodies::{Bodies, Body};
+use crate::storage::journal::{self, JournalShape};
+use crate::storage::replay::{self, Damage, Recovered, SurveyError};
 use crate::storage::state::{QueueState, StoreState};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -89,8 +89,7 @@ struct Returning {
     key: Key,
     subscriptions: Vec<Restoring>,
     next_sequence: u64,
-    /// A large message whose fragments are not all there: its sequence and they.
-    large: Option<(u64, Vec<Vec<u8>>)>,
+    bodies: Bodies,
 }
 
 impl<W: World> Shard<W> {
@@ -110,15 +109,14 @@ impl<W: World> Shard<W> {
             self.core.stores.add(Store::new(number, id, shape, None, files));
             return Ok(RecoveredStore::default());
         }
+        if let Some(budget) = self.core.spill.budget() {
+            budget.charge(files.iter().flatten().count() as u64 * shape.segment_bytes);
+        }
         self.core.now = self.clock.now();
         let mut brought = RecoveredStore::default();
         let mut state = StoreState::default();
-        let mut recovered = self.read_journal(number, id, &files, |_, group, records| {
-            for record in records {
-                let applied = state.apply(&record);
-                applied.map_err(|error| RecoverError::Record { group, error })?;
-            }
-            Ok(())
+        let mut recovered = self.read_journal(number, id, &files, |_, group, record| {
+            state.apply(record).map_err(|error| RecoverError::Record { group, error })
         })?;
         state.finish();
         let is_short = |file: &u32| {
@@ -135,14 +133,19 @@ impl<W: World> Shard<W> {
             returning.insert(queue, back);
         }
         self.core.stores.add(store);
-        self.read_journal(number, id, &files, |shard, group, records| {
-            for record in records {
-                let Ok(Change::Published(published)) = Change::decode(&record) else { continue };
-                let Some(back) = returning.get_mut(&published.queue) else { continue };
-                let (fragment, batches) = (published.fragment, published.batches);
-                shard.return_bodies(&state, published.queue, back, group, fragment, batches)?;
-            }
-            Ok(())
+        self.read_journal(number, id, &files, |shard, group, record| {
+            let Ok(Change::Published(published)) = Change::decode(record) else { return Ok(()) };
+            let Some(back) = returning.get_mut(&published.queue) else { return Ok(()) };
+            let mut bodies = std::mem::take(&mut back.bodies);
+            let returned = bodies.add(&published, |body| {
+                let (first, end) = body.range();
+                if !state.is_live(published.queue, first, end) {
+                    return Ok(());
+                }
+                shard.return_body(back, group, body)
+            });
+            back.bodies = bodies;
+            returned
         })?;
         for back in returning.into_values() {
             let Some(slot) = self.core.queues.at_mut(back.key) else { continue };
@@ -159,18 +162,14 @@ impl<W: World> Shard<W> {
 
     /// Opens what there is of a journal.
     fn open_journal(&mut self, store: u32) -> Result<Vec<Option<FileId>>, RecoverError> {
-        let prefix = journal_name(store, 0);
-        let prefix = &prefix[..prefix.len() - "000000.log".len()];
+        let prefix = format!("journal-{store}-");
         let read = |name: &str| {
             let name = name.to_owned();
             move |error| RecoverError::Read { name, error }
         };
         let mut files = Vec::new();
-        for name in self.disk.names(prefix).map_err(read(prefix))? {
-            let number = name[prefix.len()..].strip_suffix(".log");
-            let Some(number) = number.and_then(|number| number.parse::<u32>().ok()) else {
-                continue;
-            };
+        for name in self.disk.names(&prefix).map_err(read(&prefix))? {
+            let Some((_, number)) = journal::file_numbers(&name) else { continue };
             let opened = self.disk.open(&name).map_err(read(&name))?;
             if files.len() <= number as usize {
                 files.resize(number as usize + 1, None);
@@ -180,39 +179,25 @@ impl<W: World> Shard<W> {
         Ok(files)
     }
 
-    /// Goes once over the journal: each group's sequence and records, in order.
+    /// Goes once over the journal: each record, with its group's sequence, in order.
     fn read_journal(
         &mut self,
         store: u32,
         id: StoreId,
         files: &[Option<FileId>],
-        mut each: impl FnMut(
-            &mut Self,
-            u64,
-            Vec<crate::format::journal::Record<'_>>,
-        ) -> Result<(), RecoverError>,
+        mut each: impl FnMut(&mut Self, u64, &Record<'_>) -> Result<(), RecoverError>,
     ) -> Result<Recovered, RecoverError> {
-        let mut survey = Survey::new(id);
-        for (number, file) in files.iter().enumerate() {
-            let Some(file) = *file else { continue };
-            let number = number as u32;
-            let head = self.read_file(store, number, file, DISK_ALIGN_BYTES as u64)?;
-            if SegmentHeader::decode(head.as_slice()).is_ok() {
-                survey.add(number, head.as_slice())?;
-            } else {
-                let all = self.read_file(store, number, file, u64::MAX)?;
-                survey.add(number, all.as_slice())?;
-            }
-        }
-        let mut replay: Replay = survey.order();
-        while let Some(number) = replay.next_file() {
-            let file = files[number as usize].expect("it was surveyed");
-            let image = self.read_file(store, number, file, u64::MAX)?;
-            for group in replay.read(image.as_slice()) {
-                each(self, group.group, group.records().collect())?;
-            }
-        }
-        Ok(replay.finish())
+        let file_of = |number: u32| files[number as usize].expect("only files that are there");
+        let there = (0..).zip(files).filter(|(_, file)| file.is_some()).map(|(number, _)| number);
+        replay::read_journal(
+            self,
+            id,
+            there,
+            |shard, number, bytes| shard.read_file(store, number, file_of(number), bytes),
+            |shard, _, group| {
+                group.records().try_for_each(|record| each(shard, group.group, &record))
+            },
+        )
     }
 
     fn read_file(
@@ -222,7 +207,7 @@ impl<W: World> Shard<W> {
         file: FileId,
         bytes_max: u64,
     ) -> Result<Pages, RecoverError> {
-        let read = |error| RecoverError::Read { name: journal_name(store, number), error };
+        let read = |error| RecoverError::Read { name: journal::file_name(store, number), error };
         let bytes = self.disk.file_len(file).map_err(read)?.min(bytes_max) as usize;
         let mut pages = Pages::zeroed(bytes.next_multiple_of(DISK_ALIGN_BYTES));
         let mut at = 0;
@@ -234,7 +219,7 @@ impl<W: World> Shard<W> {
                 Ok(0) => break,
                 Ok(got) => at += got.next_multiple_of(DISK_ALIGN_BYTES),
                 Err(error) => {
-                    let file = journal_name(store, number);
+                    let file = journal::file_name(store, number);
                     tracing::error!(file, at, %error, "the journal cannot be read there");
                     into.fill(0);
                     at += part;
@@ -244,68 +229,28 @@ impl<W: World> Shard<W> {
         Ok(pages)
     }
 
-    /// Messages of a queue that is coming back.
-    fn return_bodies(
-        &mut self,
-        state: &StoreState,
-        queue: u64,
-        back: &mut Returning,
-        group: u64,
-        fragment: Option<FragmentOf>,
-        batches: &[u8],
-    ) -> Result<(), RecoverError> {
-        if let Some(FragmentOf { sequence, nth, count }) = fragment {
-            if nth == 0 {
-                back.large = Some((sequence, Vec::new()));
-            }
-            let Some((of, parts)) = &mut back.large else { return Ok(()) };
-            if *of != sequence || parts.len() != nth as usize {
-                return Ok(());
-            }
-            parts.push(batches.to_vec());
-            if nth + 1 < count {
-                return Ok(());
-            }
-            let Some((_, parts)) = back.large.take() else { return Ok(()) };
-            if state.is_live(queue, sequence, sequence + 1) {
-                self.return_body(back, group, &Body::Large(sequence, &parts))?;
-            }
-            return Ok(());
-        }
-        for batch in Batches::new(batches) {
-            let first = batch.prefix.base_sequence;
-            let end = first + u64::from(batch.header.record_count);
-            if state.is_live(queue, first, end) {
-                self.return_body(back, group, &Body::Batch(first, batch.bytes))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Puts a body back; where memory is full, when the disk has made room.
     fn return_body(
         &mut self,
         back: &mut Returning,
         group: u64,
-        body: &Body<'_>,
+        body: Body<'_>,
     ) -> Result<(), RecoverError> {
         let mut waits = 0;
         loop {
             let Core { queues, memory, spill, now, .. } = &mut self.core;
             let Some(slot) = queues.at_mut(back.key) else { return Ok(()) };
             let queue = &mut slot.queue;
-            let (sequence, returned) = match *body {
-                Body::Batch(first, batch) => {
-                    (first, queue.restore_batch(batch, &mut back.subscriptions, *now, memory))
-                }
-                Body::Large(sequence, parts) => {
-                    let all = &mut back.subscriptions;
-                    (sequence, queue.restore_large(sequence, parts, all, *now, memory))
+            let all = &mut back.subscriptions;
+            let returned = match body {
+                Body::Batch { batch, .. } => queue.restore_batch(batch, all, *now, memory),
+                Body::Large { sequence, parts } => {
+                    queue.restore_large(sequence, parts, all, *now, memory)
                 }
             };
             match returned {
                 Ok(()) => {
-                    note_body(&mut slot.bodies, group, sequence);
+                    note_body(&mut slot.bodies, group, body.range().0);
                     spill.note(back.key, slot, false);
                     return Ok(());
                 }
@@ -327,14 +272,6 @@ impl<W: World> Shard<W> {
         self.complete_disk();
         Ok(())
     }
-}
-
-/// What a record brings back.
-enum Body<'a> {
-    /// Of a first sequence: a batch behind its prefix.
-    Batch(u64, &'a [u8]),
-    /// Of its sequence: all fragments.
-    Large(u64, &'a [Vec<u8>]),
 }
 
 impl Core {
@@ -397,7 +334,12 @@ impl Core {
         let slot = QueueSlot { store: Some(index), ..QueueSlot::new(queue, store.number()) };
         let key = self.queues.insert(Box::new(slot));
         self.names.insert(Rc::from(name.as_str()), key);
-        Ok(Returning { key, subscriptions, next_sequence: of.next_sequence.max(1), large: None })
+        Ok(Returning {
+            key,
+            subscriptions,
+            next_sequence: of.next_sequence.max(1),
+            bodies: Bodies::default(),
+        })
     }
 }
 

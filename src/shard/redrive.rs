@@ -12,7 +12,7 @@ use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::FrameHeader;
 use crate::protocol::wire;
 use crate::queue::log::Run;
-use crate::queue::memory::{Account, is_named_of_memory};
+use crate::queue::memory::Account;
 use crate::queue::moved::{MoveKey, MovedMessage};
 use crate::queue::policy::is_name;
 use crate::queue::{Absent, Queue};
@@ -174,7 +174,7 @@ impl Core {
                 job.moved_at = now.mono;
                 job.out_max = (job.out_max + 1).min(MOVES_MAX);
             }
-            Err(reason) if is_named_of_memory(reason) => {
+            Err(reason) if ErrorCode::from_name(reason).is_some_and(ErrorCode::is_of_memory) => {
                 job.move_left += 1;
                 job.pause(key.name.sequence, reason, now.mono);
             }

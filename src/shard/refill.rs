@@ -68,7 +68,7 @@ impl Core {
     fn refill_one(&mut self, key: Key) -> bool {
         let roomy = self.spill.clean_bytes < self.read_ahead_bytes_max();
         let Some(slot) = self.queues.at_mut(key) else { return true };
-        let ahead = if roomy { slot.read_ahead } else { 0 };
+        let ahead = roomy.then_some(slot.read_ahead);
         let Some(refill) = slot.queue.poll_refill(ahead) else {
             slot.refilling = false;
             return true;

@@ -378,7 +378,7 @@ impl Core {
         now: Now,
     ) -> Result<Key, Vec<u8>> {
         let bytes = size_of::<Connection>();
-        if self.memory.budget.try_charge(Account::Connections, bytes).is_err() {
+        if self.memory.try_charge(Account::Connections, bytes).is_err() {
             self.stats.connections_refused += 1;
             self.forget_connection();
             return Err([session.unsent, self.refusal()].concat());

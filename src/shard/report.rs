@@ -67,6 +67,11 @@ pub struct ShardFigures {
     pub disk_read_bytes: u64,
     pub disk_write_errors: u64,
     pub disk_read_errors: u64,
+    pub journal_bytes: u64,
+    pub journal_groups: u64,
+    pub journal_written_bytes: u64,
+    pub journal_padding_bytes: u64,
+    pub journal_refusing: u64,
     pub spill: SpillHealth,
     /// By [`Account::ALL`].
     pub memory_used_bytes: [u64; Account::ALL.len()],
@@ -198,6 +203,9 @@ impl Core {
 
     /// How writing to disk and reading goes.
     pub fn spill_health(&self) -> SpillHealth {
+        if self.stores.is_refusing() {
+            return SpillHealth::Failing;
+        }
         match self.spill.shown_state() {
             SpillState::Off => SpillHealth::Off,
             SpillState::Ready => SpillHealth::Ready,
@@ -208,7 +216,7 @@ impl Core {
 
     /// All but what is counted queue by queue.
     fn report_figures(&self, figures: &mut ShardFigures) {
-        let disk = self.spill.stats();
+        let (disk, journals) = (self.spill.stats(), self.stores.figures());
         let remotes = self.remotes.iter().map(|remotes| remotes.len()).sum::<usize>();
         *figures = ShardFigures {
             ticks: self.stats.ticks,
@@ -229,6 +237,11 @@ impl Core {
             disk_read_bytes: disk.read_bytes,
             disk_write_errors: disk.write_errors,
             disk_read_errors: disk.read_errors,
+            journal_bytes: journals.bytes,
+            journal_groups: journals.counters.groups,
+            journal_written_bytes: journals.counters.group_bytes,
+            journal_padding_bytes: journals.counters.padding_bytes,
+            journal_refusing: u64::from(self.stores.is_refusing()),
             spill: self.spill_health(),
             memory_used_bytes: Account::ALL.map(|(account, _)| self.memory.budget.used_by(account)),
             blocked_by: figures.blocked_by,

@@ -56,9 +56,7 @@ pub(super) struct Spill {
     messages_bytes: u64,
     high_bytes: u64,
     low_bytes: u64,
-    /// A shard that uses less than its share of `low_bytes` leaves it to the others.
-    share_bytes: u64,
-    /// And its share of `high_bytes`.
+    /// A shard's share of `high_bytes`.
     share_high_bytes: u64,
     /// Between the watermarks, on the way down.
     spilling: bool,
@@ -188,7 +186,6 @@ impl Spill {
             messages_bytes,
             high_bytes: percent(config.watermark_high),
             low_bytes,
-            share_bytes: low_bytes / shards,
             share_high_bytes: percent(config.watermark_high) / shards,
             spilling: false,
             closed: BTreeSet::new(),
@@ -257,6 +254,11 @@ impl Spill {
 
     pub fn state(&self) -> SpillState {
         self.open.as_ref().map_or(SpillState::Off, |open| open.store.state())
+    }
+
+    /// What all files may have, if there is a limit.
+    pub fn budget(&self) -> Option<Arc<DiskBudget>> {
+        self.open.as_ref().map(|open| Arc::clone(&open.budget))
     }
 
     /// The state, for people: a disk that cannot be read fails, also where it can be written.
@@ -341,36 +343,57 @@ impl Core {
 
     /// Memory that messages use of what they may, over all shards as far as this one can see.
     pub(super) fn messages_used(&self) -> u64 {
-        let unused = self.memory.free_chunk_bytes() + self.memory.kept_chunk_bytes();
-        let free = self.memory.budget.free_for_chunks() + unused as u64;
+        let unused = self.unused() + self.memory.kept_chunk_bytes() as u64;
+        let free = self.memory.budget.free_for_chunks() + unused;
         self.spill.messages_bytes.saturating_sub(free)
     }
 
     /// Memory that this shard uses.
     fn own_used(&self) -> u64 {
-        let free = self.memory.free_chunk_bytes() as u64;
-        self.memory.budget.used_bytes().saturating_sub(free)
+        self.memory.budget.used_bytes().saturating_sub(self.unused())
+    }
+
+    /// Memory of free chunks, which is of no use to another shard that is in want.
+    fn unused(&self) -> u64 {
+        match self.memory.budget.wanted_by_others() {
+            0 => self.memory.free_chunk_bytes() as u64,
+            _ => 0,
+        }
+    }
+
+    /// What messages may use when spilling ends: less where another shard wants more to be left.
+    fn low_bytes(&self) -> u64 {
+        let wanted = self.memory.budget.wanted_by_others();
+        self.spill.low_bytes.min(self.spill.messages_bytes.saturating_sub(wanted))
     }
 
     /// Bytes that should still leave memory.
     fn excess(&self) -> u64 {
         let own = self.own_used();
         let staying = |used: u64| used.saturating_sub(self.spill.leaving_bytes);
-        let over = staying(self.messages_used()).saturating_sub(self.spill.low_bytes);
-        // Where others have filled the memory, it is theirs that has to go.
-        over.min(staying(own).saturating_sub(self.spill.share_bytes))
+        let low_bytes = self.low_bytes();
+        let over = staying(self.messages_used()).saturating_sub(low_bytes);
+        // Where others have filled the memory, it is theirs that has to go: a shard that uses less
+        // than its share leaves it to them.
+        over.min(staying(own).saturating_sub(low_bytes / u64::from(self.config.shards)))
     }
 
     /// Once per tick, when it is known what the tick's deliveries left: takes out of memory what
     /// is too much.
     fn plan_spill(&mut self) {
+        // Each shard may be under its mark by what is free in its own chunks, while another gets
+        // nothing: then whoever has more than its share spills.
+        let wanted = self.memory.budget.wanted_by_others() > 0;
+        if wanted {
+            self.memory.shrink(0);
+        }
         if self.spill.open.is_none() {
             return;
         }
         let used = self.messages_used();
         let before = self.spill.spilling;
-        self.spill.spilling = match before {
-            true => used > self.spill.low_bytes,
+        self.spill.spilling = match before || wanted {
+            true => used > self.low_bytes(),
             false => used > self.spill.high_bytes,
         };
         if before && !self.spill.spilling && self.config.shards > 1 {
@@ -395,8 +418,8 @@ impl Core {
     }
 
     /// What is gathered is not enough for a slot: it is written only where memory is over the high
-    /// mark by this shard, and nothing else makes room meanwhile; and goes back where it need
-    /// not go any more.
+    /// mark by this shard, or another is in want, and nothing else makes room meanwhile; and goes
+    /// back where it need not go any more.
     fn settle_gathered(&mut self, used: u64) {
         if self.spill.gathered.is_empty() {
             return;
@@ -406,8 +429,8 @@ impl Core {
             for (owner, _) in std::mem::take(&mut self.spill.gathered) {
                 self.keep(owner);
             }
-        } else if used > self.spill.high_bytes
-            && self.own_used() > self.spill.share_high_bytes
+        } else if (self.memory.budget.wanted_by_others() > 0
+            || used > self.spill.high_bytes && self.own_used() > self.spill.share_high_bytes)
             && self.spill.stats().writes_under_way == 0
         {
             self.write_gathered();

@@ -36,8 +36,21 @@ use std::ops::Range;
 /// The tags of a journal's requests have this bit, and below it the store and the journal's tag.
 const JOURNAL_TAG: u64 = 1 << 63;
 const STORE_SHIFT: u32 = 48;
+/// Changes that wait for room in a group, over which no queue is asked for more.
+const BACKLOG_MAX: usize = 4096;
+/// What a segment fails with that `disk_limit` has no room for.
+const NO_BUDGET: ErrorKind = ErrorKind::QuotaExceeded;
+/// So many segments a journal has whatever `disk_limit` says: without them it cannot go on.
+const SEGMENTS_MIN: usize = 4;
 /// A segment that could not be made is tried again after so long.
 const RETRY_MS: u64 = 1000;
+
+/// What waits for room in a group, in order.
+enum Waiting {
+    Record(Pending),
+    /// Waits for all in front of it to be synced.
+    Deferred(Deferred),
+}
 
 /// A record on its way to the journal.
 struct Pending {
@@ -81,15 +94,20 @@ pub(super) struct Store {
     /// Of the journal, by number.
     files: Vec<Option<FileId>>,
     /// Queues that have something to tell, each once.
-    changed: Vec<Key>,
-    backlog: VecDeque<Pending>,
+    changed: VecDeque<Key>,
+    backlog: VecDeque<Waiting>,
     /// Told and not written, told and not synced; in the order of groups.
     unwritten: VecDeque<Told>,
     unsynced: VecDeque<Told>,
-    /// With the group that they wait for, once that is known.
-    deferred: VecDeque<(Option<u64>, Deferred)>,
+    /// Waits for what changes until the end of the tick.
+    deferring: Vec<Deferred>,
+    /// With the group that they wait for.
+    deferred: VecDeque<(u64, Deferred)>,
     last_group: u64,
     pub(super) round: Round,
+    /// Zeros for new segments, while they are not being written; and the journal's tag of that.
+    zeros: Option<Pages>,
+    writing_zeros: Option<u64>,
     /// Number of the next queue.
     next_queue: u64,
     /// It was said that nothing is written any more, or that there is no room.
@@ -124,9 +142,15 @@ pub(super) struct Stores {
     returned: Option<DiskRequest>,
 }
 
-/// The name of a journal's file.
-pub(super) fn journal_name(store: u32, file: u32) -> String {
-    format!("journal-{store}-{file:06}.log")
+/// See [`Stores::figures`].
+#[derive(Default)]
+pub(super) struct JournalFigures {
+    /// Files that hold the log, and their bytes.
+    pub segments: u64,
+    pub bytes: u64,
+    pub counters: JournalCounters,
+    /// `off`, `ready`, or why nothing is taken.
+    pub state: String,
 }
 
 impl Stores {
@@ -163,9 +187,40 @@ impl Stores {
         self.list.iter().all(Store::is_idle)
     }
 
+    /// Of all journals together.
+    pub fn figures(&self) -> JournalFigures {
+        let mut all = JournalFigures { state: "off".to_owned(), ..JournalFigures::default() };
+        for store in &self.list {
+            let Some(journal) = &store.journal else { continue };
+            let JournalCounters { groups, records, group_bytes, padding_bytes } =
+                journal.counters();
+            all.segments += journal.segments().len() as u64;
+            all.bytes += journal.segments().len() as u64 * store.shape.segment_bytes;
+            all.counters.groups += groups;
+            all.counters.records += records;
+            all.counters.group_bytes += group_bytes;
+            all.counters.padding_bytes += padding_bytes;
+            if all.state == "off" {
+                all.state = "ready".to_owned();
+            }
+            if let Some((_, text)) = store.refusal() {
+                all.state = text;
+            }
+        }
+        all
+    }
+
+    /// Whether durable queues take nothing.
+    pub fn is_refusing(&self) -> bool {
+        self.list.iter().any(|store| store.refusal().is_some())
+    }
+
     /// Whether a queue has something to tell and the journal takes it.
     pub fn has_work(&self) -> bool {
-        self.list.iter().any(|store| !store.changed.is_empty() && store.backlog.is_empty())
+        self.list.iter().any(|store| {
+            let waits = !store.changed.is_empty() || !store.deferring.is_empty();
+            waits && store.has_room()
+        })
     }
 }
 
@@ -187,13 +242,16 @@ impl Store {
             shape,
             journal,
             files,
-            changed: Vec::new(),
+            changed: VecDeque::new(),
             backlog: VecDeque::new(),
             unwritten: VecDeque::new(),
             unsynced: VecDeque::new(),
+            deferring: Vec::new(),
             deferred: VecDeque::new(),
             last_group: 0,
             round,
+            zeros: None,
+            writing_zeros: None,
             next_queue: epoch << 40 | u64::from(number) << 32,
             said: None,
             retry_due: Mono(0),
@@ -225,8 +283,15 @@ impl Store {
         }
         let kind = journal.blocked()?;
         let text = format!("the journal cannot grow: {}", error_text(kind));
-        let full = matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-        Some((if full { ErrorCode::DiskFull } else { ErrorCode::DiskError }, text))
+        Some(match kind {
+            NO_BUDGET => {
+                let text =
+                    "the journal cannot grow: disk_limit leaves no room; consume, or raise it";
+                (ErrorCode::DiskLimit, text.to_owned())
+            }
+            ErrorKind::StorageFull => (ErrorCode::DiskFull, text),
+            _ => (ErrorCode::DiskError, text),
+        })
     }
 
     pub fn journal(&mut self) -> Option<&mut Journal> {
@@ -246,11 +311,26 @@ impl Store {
         self.last_group.max(self.progress().written)
     }
 
+    /// Whether queues are to be asked what has changed.
+    fn has_room(&self) -> bool {
+        self.backlog.len() < BACKLOG_MAX
+    }
+
     /// Nothing of it can be kept any more.
     fn forget_backlog(&mut self) {
-        self.backlog.clear();
+        for waiting in self.backlog.drain(..) {
+            if let Waiting::Deferred(what) = waiting {
+                self.deferred.push_back((u64::MAX, what));
+            }
+        }
+        self.deferred.extend(self.deferring.drain(..).map(|what| (u64::MAX, what)));
         self.unwritten.clear();
         self.unsynced.clear();
+    }
+
+    /// Whether no segment can be made now.
+    pub fn is_blocked(&self) -> bool {
+        self.journal.as_ref().is_some_and(|journal| journal.blocked().is_some())
     }
 
     fn is_poisoned(&self) -> bool {
@@ -262,6 +342,7 @@ impl Store {
         journal.poison().is_some()
             || (self.changed.is_empty()
                 && self.backlog.is_empty()
+                && self.deferring.is_empty()
                 && self.deferred.is_empty()
                 && journal.progress().synced >= self.last_group)
     }
@@ -277,12 +358,12 @@ impl Store {
             end_sequence: 0,
             wants_synced: false,
         };
-        self.backlog.push_back(pending);
+        self.backlog.push_back(Waiting::Record(pending));
     }
 
     /// Does something once all that was told until now is synced.
     pub fn defer(&mut self, what: Deferred) {
-        self.deferred.push_back((None, what));
+        self.deferring.push(what);
     }
 
     /// Begins a journal, if there is none.
@@ -291,11 +372,19 @@ impl Store {
         self.journal.get_or_insert_with(begun);
     }
 
-    /// Gives the journal what waits, until its group is full. True if nothing waits any more.
-    fn append_backlog(&mut self) -> bool {
-        let Some(journal) = &mut self.journal else { return true };
-        while let Some(pending) = self.backlog.front() {
-            let Pending { kind, flags, head, batches, wants_synced, .. } = pending;
+    /// Gives the journal what waits, until its group is full.
+    fn append_backlog(&mut self) {
+        let Some(journal) = &mut self.journal else { return };
+        while let Some(waiting) = self.backlog.pop_front() {
+            let pending = match waiting {
+                Waiting::Record(pending) => pending,
+                Waiting::Deferred(what) => {
+                    self.deferred.push_back((self.last_group, what));
+                    journal.sync();
+                    continue;
+                }
+            };
+            let Pending { kind, flags, head, batches, wants_synced, .. } = &pending;
             let appended = match batches {
                 Some((chunk, range)) => {
                     let batches = chunk.slice(range.clone());
@@ -307,7 +396,6 @@ impl Store {
                 Ok(group) => {
                     self.last_group = group;
                     let (queue, end_sequence) = (pending.queue, pending.end_sequence);
-                    self.backlog.pop_front();
                     if end_sequence == 0 {
                         continue;
                     }
@@ -318,25 +406,11 @@ impl Store {
                         _ => self.unwritten.push_back(Told { group, queue, end_sequence }),
                     }
                 }
-                Err(AppendError::Full | AppendError::Poisoned(_)) => return false,
+                Err(AppendError::Full | AppendError::Poisoned(_)) => {
+                    self.backlog.push_front(Waiting::Record(pending));
+                    return;
+                }
             }
-        }
-        true
-    }
-
-    /// What waits for all that was told waits for the last group.
-    fn settle_deferred(&mut self) {
-        let Some(journal) = &mut self.journal else { return };
-        let mut is_new = false;
-        for (group, _) in self.deferred.iter_mut().rev() {
-            if group.is_some() {
-                break;
-            }
-            *group = Some(self.last_group);
-            is_new = true;
-        }
-        if is_new {
-            journal.sync();
         }
     }
 
@@ -344,7 +418,7 @@ impl Store {
     fn poll_deferred(&mut self) -> Option<Deferred> {
         let synced = self.progress().synced;
         let (group, _) = self.deferred.front()?;
-        if group.is_none_or(|group| group > synced) {
+        if *group > synced {
             return None;
         }
         self.deferred.pop_front().map(|(_, what)| what)
@@ -363,7 +437,9 @@ impl Store {
                 JournalAsks::Make { store: index, number: self.number, tag, file, open }
             }
             JournalRequest::Prewrite { tag, file, offset, bytes } => {
-                let pages = Pages::zeroed(bytes as usize);
+                let zeros = self.zeros.take().filter(|zeros| zeros.len() == bytes as usize);
+                let pages = zeros.unwrap_or_else(|| Pages::zeroed(bytes as usize));
+                self.writing_zeros = Some(tag);
                 let (tag, file, sync) = (name(tag), open(file), false);
                 JournalAsks::Request(DiskRequest::WritePages { tag, file, offset, pages, sync })
             }
@@ -437,7 +513,7 @@ impl Core {
         let Some(slot) = self.queues.at_mut(queue) else { return };
         let Some(store) = slot.store else { return };
         if slot.queue.has_changes() && !std::mem::replace(&mut slot.journaling, true) {
-            self.stores.list[store].changed.push(queue);
+            self.stores.list[store].changed.push_back(queue);
         }
     }
 
@@ -456,9 +532,7 @@ impl Core {
         if store.journal.is_none() {
             return;
         }
-        if store.journal.as_ref().is_some_and(|journal| journal.blocked().is_some())
-            && store.retry_due <= self.now.mono
-        {
+        if store.is_blocked() && store.retry_due <= self.now.mono {
             store.retry_due = self.now.mono.plus_ms(RETRY_MS);
             store.journal.as_mut().expect("just seen").retry();
         }
@@ -466,19 +540,18 @@ impl Core {
             // What is told no more would wait for ever.
             store.forget_backlog();
         }
-        let mut is_told = store.append_backlog();
-        while is_told && let Some(key) = self.stores.list[index].changed.pop() {
+        store.append_backlog();
+        while self.stores.list[index].has_room()
+            && let Some(key) = self.stores.list[index].changed.pop_front()
+        {
             self.tell_queue(index, key);
-            is_told = self.stores.list[index].append_backlog();
         }
-        if is_told {
+        if self.stores.list[index].has_room() {
             self.go_on_with_round(index);
             let store = &mut self.stores.list[index];
-            is_told = store.append_backlog();
+            store.backlog.extend(store.deferring.drain(..).map(Waiting::Deferred));
         }
-        if is_told {
-            self.stores.list[index].settle_deferred();
-        }
+        self.stores.list[index].append_backlog();
         if self.stores.list[index].is_poisoned() {
             self.fail_deferred(index);
         }
@@ -539,7 +612,7 @@ impl Core {
                 head.encode(&mut bytes);
                 // The group is not known yet, but it is no earlier one.
                 note_body(bodies, store.last_group(), appended.first_sequence);
-                store.backlog.push_back(Pending {
+                store.backlog.push_back(Waiting::Record(Pending {
                     kind: RecordKind::Publish,
                     flags: head.flags(),
                     head: bytes,
@@ -547,7 +620,7 @@ impl Core {
                     queue: key,
                     end_sequence: appended.end_sequence,
                     wants_synced: confirm == Reached::Synced,
-                });
+                }));
             }
             other => tell_change(store, key, number, other, 0),
         });
@@ -568,27 +641,37 @@ impl Core {
         stores.find_map(|(index, store)| store.poll_request(index))
     }
 
+    /// Whether there may be a segment more.
+    pub fn may_grow(&self, store: usize) -> std::io::Result<()> {
+        let Some(budget) = self.spill.budget() else { return Ok(()) };
+        let store = &self.stores.list[store];
+        let is_over = budget.used_bytes() + store.shape.segment_bytes > budget.limit_bytes();
+        if is_over && store.files.iter().flatten().count() >= SEGMENTS_MIN {
+            return Err(NO_BUDGET.into());
+        }
+        Ok(())
+    }
+
+    /// A file is there now.
+    pub fn note_opened(&mut self, store: usize, file: u32, opened: FileId) {
+        let store = &mut self.stores.list[store];
+        if store.files.len() <= file as usize {
+            store.files.resize(file as usize + 1, None);
+        }
+        store.files[file as usize] = Some(opened);
+        if let Some(budget) = self.spill.budget() {
+            budget.charge(store.shape.segment_bytes);
+        }
+    }
+
     /// The disk has as many under way as it takes: the request is the next again.
     pub fn return_journal_request(&mut self, request: DiskRequest) {
         self.stores.returned = Some(request);
     }
 
-    /// A file was made and opened, or not.
-    pub fn handle_made(
-        &mut self,
-        store: usize,
-        tag: u64,
-        file: u32,
-        result: Result<FileId, ErrorKind>,
-    ) {
-        let files = &mut self.stores.list[store].files;
-        if files.len() <= file as usize {
-            files.resize(file as usize + 1, None);
-        }
-        if let Ok(opened) = result {
-            files[file as usize] = Some(opened);
-        }
-        self.handle_journal_of(store, tag, result.map(drop), None);
+    /// A file was made, or not.
+    pub fn handle_made(&mut self, store: usize, tag: u64, result: Result<(), ErrorKind>) {
+        self.handle_journal_of(store, tag, result, None);
     }
 
     /// Something that a journal wanted done on disk has ended.
@@ -613,6 +696,10 @@ impl Core {
         let store = &mut self.stores.list[index];
         let Some(journal) = &mut store.journal else { return };
         let before = journal.progress();
+        let mut pages = pages;
+        if store.writing_zeros.take_if(|own| *own == tag).is_some() {
+            store.zeros = pages.take();
+        }
         let progress = journal.handle_completed(tag, result, pages);
         if progress == before {
             return;

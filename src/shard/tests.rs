@@ -4,6 +4,7 @@
 mod bounds;
 mod dead_letters;
 mod far_moves;
+mod grants;
 mod large;
 mod leases;
 mod limits_hold;

@@ -262,6 +262,16 @@ impl QueuePlan {
         }
     }
 
+    /// Whether it may have what does not fit sent again.
+    pub fn may_wait(&self) -> bool {
+        self.updated || matches!(self.options.on_full, OnFull::Block | OnFull::DropOldest)
+    }
+
+    /// Whether it may refuse for good what does not fit.
+    pub fn may_reject(&self) -> bool {
+        self.updated || matches!(self.options.on_full, OnFull::Reject | OnFull::DropNewest)
+    }
+
     /// Whether nothing but its consumers takes messages out of it, and it is there from beginning
     /// to end.
     pub fn is_stable(&self) -> bool {

@@ -323,6 +323,10 @@ impl Producer {
                 self.wait_until_ns = now_ns + wait_ns;
                 Some(Cover::NoSubscription)
             }
+            ErrorCode::NoRoomMidway if stage.plan.queues[self.queue].may_wait() => {
+                self.wait_until_ns = now_ns + wait_ns;
+                Some(Cover::NoRoomMidway)
+            }
             ErrorCode::MessageTooLarge => {
                 self.give_up(stage, 1)?;
                 Some(Cover::MessageTooLarge)
@@ -515,7 +519,8 @@ impl Producer {
         let records = 1 + universe.skewed(5);
         (0..records).for_each(|_| builder.push(0, properties, body));
         let fits = self.sent_bytes + 4 * builder.wire_bytes() as u64 <= self.window_total;
-        if !fits {
+        // Where the broker knows more than was confirmed, what comes next to it is not known here.
+        if !fits || sequence <= self.known_sequence {
             return;
         }
         let mut awaits_refusal = true;

@@ -7,8 +7,11 @@ use crate::client::session::{
 };
 use crate::client::{BrokerError, ErrorCode, ErrorCode as E};
 use crate::limits::{
-    BATCH_HEADER_BYTES, DEAD_LETTER_BYTES_MAX, LEASE_MS_DEFAULT, LEASE_MS_MIN, RECORD_HEADER_BYTES,
+    BATCH_HEADER_BYTES, DEAD_LETTER_BYTES_MAX, FRAME_HEADER_BYTES, LEASE_MS_DEFAULT, LEASE_MS_MIN,
+    PREAMBLE_BYTES, RECORD_HEADER_BYTES,
 };
+use crate::protocol::control::Answer;
+use crate::protocol::frame::{FrameHeader, Opcode};
 use crate::protocol::hot::{DeliverHeader, NackKind};
 use crate::sim::body::{Identity, compose, recognise};
 use crate::sim::letter;
@@ -43,6 +46,10 @@ pub struct SessionPeer {
     pulls_waiting: usize,
     line: Option<LineId>,
     out: Vec<u8>,
+    /// Frames of the broker that are not whole yet, from here on.
+    heard: Vec<u8>,
+    heard_at: usize,
+    large_share: u64,
     retry_at_ns: u64,
     opened_ns: u64,
     reopen_at_ns: Option<u64>,
@@ -112,6 +119,9 @@ impl SessionPeer {
             pulls_waiting: 0,
             line: None,
             out: Vec::new(),
+            heard: Vec::new(),
+            heard_at: 0,
+            large_share: [10, 150][universe.index(2)],
             retry_at_ns: 0,
             opened_ns: 0,
             reopen_at_ns: None,
@@ -184,6 +194,8 @@ impl SessionPeer {
         if self.line.is_some() {
             self.ask_anew(stage);
             self.session.handle_connected(now);
+            self.heard.clear();
+            self.heard_at = PREAMBLE_BYTES;
             self.opened_ns = now.0;
             if std::mem::replace(&mut self.was_connected, true) {
                 stage.universe.cover(Cover::SessionReconnect);
@@ -203,6 +215,7 @@ impl SessionPeer {
         let Some(line) = self.line else { return Ok(()) };
         let mut bytes = Vec::new();
         let state = stage.universe.net.borrow_mut().client_read(line, usize::MAX, &mut bytes);
+        self.overhear(stage, &bytes);
         let mut rest = &bytes[..];
         while !rest.is_empty() && self.line.is_some() {
             let taken = self.session.handle_bytes(now, rest);
@@ -218,6 +231,28 @@ impl SessionPeer {
             self.disconnect(stage);
         }
         Ok(())
+    }
+
+    /// Notes what the session sees to without a word.
+    fn overhear(&mut self, stage: &Stage, bytes: &[u8]) {
+        self.heard.extend_from_slice(bytes);
+        while let Some(rest) = self.heard.get(self.heard_at..)
+            && let Some(Ok(header)) = rest.first_chunk().map(FrameHeader::decode)
+            && let end = FRAME_HEADER_BYTES + header.payload_bytes as usize
+            && let Some(payload) = rest.get(FRAME_HEADER_BYTES..end)
+        {
+            self.heard_at += end;
+            if header.opcode == Opcode::PublishError as u8
+                && let Ok(Answer::PublishError(error)) =
+                    Answer::decode(Opcode::PublishError, payload)
+                && error.code == ErrorCode::NoRoomMidway as u16
+            {
+                stage.universe.cover(Cover::SessionNoRoom);
+            }
+        }
+        let done = self.heard_at.min(self.heard.len());
+        self.heard.drain(..done);
+        self.heard_at -= done;
     }
 
     fn transmit(&mut self, stage: &Stage, now: Mono) {
@@ -337,7 +372,7 @@ impl SessionPeer {
                 | ErrorCode::DiskLimit
                 | ErrorCode::DiskFull
                 | ErrorCode::DiskError,
-            ) => universe.cover(Cover::Rejected),
+            ) if stage.plan.queues[self.queue].may_reject() => universe.cover(Cover::Rejected),
             Some(ErrorCode::NoSubscription) => universe.cover(Cover::NoSubscription),
             _ => return Err(format!("a session's messages failed: {error:?}")),
         }
@@ -491,12 +526,13 @@ impl SessionPeer {
         let batch_bytes = stage.plan.batch_bytes_max;
         let record_max =
             batch_bytes - BATCH_HEADER_BYTES - RECORD_HEADER_BYTES - DEAD_LETTER_BYTES_MAX - 100;
-        let bound = match batch_bytes >= crate::limits::BATCH_WIRE_BYTES_MAX {
-            true if stage.universe.chance(10) => stage.plan.config.message_bytes_max,
-            _ => stage.plan.body_bytes_max.min(record_max as u64),
+        let fragments = batch_bytes >= crate::limits::BATCH_WIRE_BYTES_MAX;
+        let body_bytes_max = stage.plan.config.message_bytes_max;
+        let body_bytes = match fragments && stage.universe.chance(self.large_share) {
+            true => stage.universe.range(body_bytes_max / 4, body_bytes_max),
+            false => stage.universe.skewed(stage.plan.body_bytes_max.min(record_max as u64)),
         };
-        let body_bytes = stage.universe.skewed(bound) as usize;
-        let message = compose(self.identity(ordinal), body_bytes, false);
+        let message = compose(self.identity(ordinal), body_bytes as usize, false);
         let generation = match self.session.producer(self.producer).open {
             true => self.asked_generation,
             false => stage.model.generation(self.queue),

@@ -5,7 +5,6 @@
 use crate::limits::DISK_ALIGN_BYTES;
 use crate::protocol::error::ErrorCode;
 use crate::queue::Queue;
-use crate::queue::memory::is_of_memory;
 use crate::queue::policy::OnFull;
 use crate::sim::Checked;
 use crate::sim::cluster::Cluster;
@@ -91,9 +90,13 @@ impl Watch {
             known.check_lost(shard, queue, &device, universe)?;
             let states = [before.get(shard).map(|was| was.state), Some(self.shards[shard].state)];
             known.check_blocked(queue, states, universe)?;
-            let roomy = cluster.budgets().nth(shard).is_some_and(|budget| {
-                budget.free_for_chunks() >= 2 * plan.config.pool.slab_bytes as u64
-            });
+            // An eighth must be free before it takes again.
+            let eighth = plan.config.memory_limit_bytes / 8;
+            let roomy_bytes = eighth.max(2 * plan.config.pool.slab_bytes as u64);
+            let roomy = cluster
+                .budgets()
+                .nth(shard)
+                .is_some_and(|budget| budget.free_for_chunks() >= roomy_bytes);
             known.check_roomy(queue, roomy, cluster.ticks(shard), universe)?;
             if recounts {
                 live_bytes[shard] += queue.disk_bytes();
@@ -261,7 +264,7 @@ impl Known {
         states: [Option<SpillState>; 2],
         universe: &Universe,
     ) -> Checked {
-        let code = queue.blocked().map(|block| block.code).filter(|code| is_of_memory(*code));
+        let code = queue.blocked().map(|block| block.code).filter(|code| code.is_of_memory());
         let before = std::mem::replace(&mut self.blocked, code);
         let Some(code) = code.filter(|code| before != Some(*code)) else { return Ok(()) };
         if code != ErrorCode::MemoryLimit {

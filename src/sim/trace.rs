@@ -63,6 +63,10 @@ covers! {
     DroppedNewest = "dropped_newest",
     /// The memory limit refused something.
     MemoryLimit = "memory_limit",
+    /// Memory ran out in the middle of a large message.
+    NoRoomMidway = "no_room_midway",
+    /// And of one that a session sends again by itself.
+    SessionNoRoom = "session_no_room",
     /// Nothing but what deliveries need was left of the memory.
     MemoryFull = "memory_full",
     /// A publish passed its window.

@@ -25,7 +25,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The bytes that spill files of all shards may have together.
+/// The bytes that the files of all shards may have together: spill files and journals.
 #[derive(Debug)]
 pub struct DiskBudget {
     limit_bytes: u64,
@@ -59,6 +59,11 @@ impl DiskBudget {
 
     fn is_wanted(&self, now: Mono) -> bool {
         now.0 < self.wanted_until.load(Ordering::Relaxed)
+    }
+
+    /// Takes what is there anyway, or must be, also over the limit.
+    pub fn charge(&self, bytes: u64) {
+        self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn take(&self, bytes: u64) -> bool {

@@ -29,13 +29,26 @@ use crate::format::journal::{
     seal_group,
 };
 use crate::limits::{
-    DISK_ALIGN_BYTES, JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_HEADER_BYTES, JOURNAL_PREWRITE_BYTES,
-    JOURNAL_RECORD_HEADER_BYTES, JOURNAL_SEGMENT_BYTES,
+    DISK_ALIGN_BYTES, JOURNAL_FILES_MAX, JOURNAL_GROUP_BYTES_MAX, JOURNAL_GROUP_HEADER_BYTES,
+    JOURNAL_PREWRITE_BYTES, JOURNAL_RECORD_HEADER_BYTES, JOURNAL_SEGMENT_BYTES,
 };
 use crate::storage::replay::Recovered;
 use spares::Spares;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+
+/// The name of a journal's file.
+pub fn file_name(store: u32, file: u32) -> String {
+    format!("journal-{store}-{file:06}.log")
+}
+
+/// The store and the number of the file that has this name; `None` if it is none of a journal's.
+pub fn file_numbers(name: &str) -> Option<(u32, u32)> {
+    let (store, file) = name.strip_prefix("journal-")?.strip_suffix(".log")?.split_once('-')?;
+    let (store, file) = (store.parse().ok()?, file.parse().ok()?);
+    // One file has one name only, and a number that somebody made up costs no memory.
+    (file < JOURNAL_FILES_MAX && file_name(store, file) == name).then_some((store, file))
+}
 
 /// Sizes, in bytes; multiples of [`DISK_ALIGN_BYTES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,6 +317,11 @@ impl Journal {
     pub fn release(&mut self, group: u64) {
         assert!(group <= self.progress.synced, "what is not synced may still be needed");
         self.needed = self.needed.max(group + 1);
+    }
+
+    /// Goes on in a new segment, if that frees others: for when no more can be made.
+    pub fn roll(&mut self) {
+        self.roll |= self.segments.front().is_some_and(|oldest| oldest.end_group <= self.needed);
     }
 
     /// Tries again to make a segment, if that failed. For once in a while.

@@ -2,6 +2,7 @@
 //! write or read and judges how that ended, and never does it. No queue policy either: what to
 //! write out and when is decided above.
 
+pub mod bodies;
 pub mod extents;
 pub mod journal;
 pub mod replay;

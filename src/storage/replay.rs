@@ -31,6 +31,7 @@
 //! any other                                                      live, up to where a later begins
 //! ```
 
+use crate::base::pages::Pages;
 use crate::format::journal::{Group, GroupPlace, JournalError, LogEnd, SegmentHeader, StoreId};
 use crate::limits::DISK_ALIGN_BYTES;
 use crate::storage::journal::LiveSegment;
@@ -314,6 +315,39 @@ impl Replay {
         self.recovered.damages.push(damage);
         self.recovered.end.group = group;
     }
+}
+
+/// Goes once over a journal, whatever its files are: `read` brings so many bytes of the front of a
+/// file at most, in whole pages, with zeros for what cannot be read; `each` gets the groups, in
+/// order, with the number of the file that each stands in. Both work on `own`.
+///
+/// # Errors
+/// If the journal is not to be touched, or what `read` or `each` say. In the first case `each` was
+/// not called.
+pub fn read_journal<C, E: From<SurveyError>>(
+    own: &mut C,
+    store: StoreId,
+    files: impl IntoIterator<Item = u32>,
+    mut read: impl FnMut(&mut C, u32, u64) -> Result<Pages, E>,
+    mut each: impl FnMut(&mut C, u32, Group<'_>) -> Result<(), E>,
+) -> Result<Recovered, E> {
+    let mut survey = Survey::new(store);
+    for file in files {
+        let head = read(own, file, DISK_ALIGN_BYTES as u64)?;
+        if SegmentHeader::decode(head.as_slice()).is_ok() {
+            survey.add(file, head.as_slice())?;
+        } else {
+            survey.add(file, read(own, file, u64::MAX)?.as_slice())?;
+        }
+    }
+    let mut replay = survey.order();
+    while let Some(file) = replay.next_file() {
+        let image = read(own, file, u64::MAX)?;
+        for group in replay.read(image.as_slice()) {
+            each(own, file, group)?;
+        }
+    }
+    Ok(replay.finish())
 }
 
 /// The first whole group of the latest segment that the groups in `image` name; it stands where it

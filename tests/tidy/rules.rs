@@ -28,6 +28,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("client", &["limits", "base", "format", "protocol"]),
     ("cli", &["limits", "base", "format", "protocol", "client"]),
+    (
+        "store_tool",
+        &[
+            "limits",
+            "base",
+            "format",
+            "protocol",
+            "storage",
+            "io",
+            "shard::router",
+            "server::stores",
+            "server::disk_limit",
+            "cli",
+        ],
+    ),
     ("sim", &["limits", "base", "format", "protocol", "queue", "storage", "io", "shard", "client"]),
 ];
 

@@ -83,7 +83,13 @@ impl Peer {
         while self.sent < self.out.len() {
             match self.stream.write(&self.out[self.sent..]) {
                 Ok(bytes) => self.sent += bytes,
-                Err(error) if is_nothing(&error) => return Ok(false),
+                Err(error) if is_nothing(&error) => {
+                    // One that never catches up would keep all that it ever sent.
+                    if self.sent > self.out.len() / 2 {
+                        self.out.drain(..std::mem::take(&mut self.sent));
+                    }
+                    return Ok(false);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -179,5 +185,24 @@ mod tests {
             }
         };
         assert_eq!(end.kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn what_is_sent_is_not_kept_while_more_comes() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = Peer::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let peer = peer.as_mut().unwrap();
+        let mut reader = listener.accept().unwrap().0;
+        let (mut read, mut bytes_max) = (vec![0; 1 << 20], 0);
+        // It is never done: there is more before the last of it is taken.
+        for round in 0_u8..64 {
+            while !peer.is_pending() || peer.flush().unwrap() {
+                peer.out.extend_from_slice(&[round; 1 << 20]);
+            }
+            reader.read_exact(&mut read).unwrap();
+            peer.out.extend_from_slice(&[round; 1 << 20]);
+            bytes_max = bytes_max.max(peer.out.len());
+        }
+        assert!(bytes_max < 32 << 20, "{bytes_max}");
     }
 }

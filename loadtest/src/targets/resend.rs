@@ -8,8 +8,13 @@ use forebay::limits::{BATCH_HEADER_BYTES, RECORD_HEADER_BYTES};
 use std::collections::VecDeque;
 use std::io;
 
-/// Payloads kept for their memory.
-const SPARE_MAX: usize = 16;
+/// Payloads kept for their memory, of all producers.
+const SPARE_MAX: usize = 64;
+
+/// Payloads that are not needed any more, and whose memory is used again: that of all producers,
+/// for of many queues each has only a batch or two under way.
+#[derive(Default)]
+pub struct Spare(Vec<Vec<u8>>);
 
 struct Batch {
     /// Producer sequence of its first message.
@@ -22,7 +27,6 @@ struct Batch {
 pub struct Unconfirmed {
     body_bytes: usize,
     batches: VecDeque<Batch>,
-    spare: Vec<Vec<u8>>,
     /// Where to go on, once the broker has refused something.
     resume_at: Option<u64>,
 }
@@ -30,26 +34,25 @@ pub struct Unconfirmed {
 impl Unconfirmed {
     /// Of bodies of so many bytes.
     pub fn new(body_bytes: usize) -> Unconfirmed {
-        let (batches, spare) = (VecDeque::new(), Vec::new());
-        Unconfirmed { body_bytes, batches, spare, resume_at: None }
+        Unconfirmed { body_bytes, batches: VecDeque::new(), resume_at: None }
     }
 
     /// Keeps a batch that was sent, the payload of its frame.
-    pub fn push(&mut self, first: u64, count: u64, payload: &[u8]) {
-        let mut kept = self.spare.pop().unwrap_or_default();
+    pub fn push(&mut self, first: u64, count: u64, payload: &[u8], spare: &mut Spare) {
+        let mut kept = spare.0.pop().unwrap_or_default();
         kept.clear();
         kept.extend_from_slice(payload);
         self.batches.push_back(Batch { first, count, payload: kept });
     }
 
     /// All up to `sequence` is confirmed.
-    pub fn confirm(&mut self, sequence: u64) {
+    pub fn confirm(&mut self, sequence: u64, spare: &mut Spare) {
         while let Some(batch) = self.batches.front()
             && batch.first + batch.count - 1 <= sequence
         {
             let Some(batch) = self.batches.pop_front() else { break };
-            if self.spare.len() < SPARE_MAX {
-                self.spare.push(batch.payload);
+            if spare.0.len() < SPARE_MAX {
+                spare.0.push(batch.payload);
             }
         }
     }
@@ -58,8 +61,8 @@ impl Unconfirmed {
     ///
     /// # Errors
     /// If its batch cannot be read, which is this program's own mistake.
-    pub fn refuse(&mut self, sequence: u64) -> io::Result<()> {
-        self.confirm(sequence - 1);
+    pub fn refuse(&mut self, sequence: u64, spare: &mut Spare) -> io::Result<()> {
+        self.confirm(sequence - 1, spare);
         if let Some(batch) = self.batches.front_mut()
             && batch.first < sequence
         {
@@ -145,19 +148,20 @@ mod tests {
         payload
     }
 
-    fn three_batches() -> Unconfirmed {
+    fn three_batches(spare: &mut Spare) -> Unconfirmed {
         let mut kept = Unconfirmed::new(8);
         for first in [1, 11, 21] {
-            kept.push(first, 10, &payload(first, 10));
+            kept.push(first, 10, &payload(first, 10), spare);
         }
         kept
     }
 
     #[test]
     fn what_was_refused_and_all_behind_it_is_sent_again_in_order() {
-        let mut kept = three_batches();
+        let mut spare = Spare::default();
+        let mut kept = three_batches(&mut spare);
         assert!(!kept.is_behind() && kept.next(u64::MAX).is_none());
-        kept.refuse(14).unwrap();
+        kept.refuse(14, &mut spare).unwrap();
         let again = kept.next(u64::MAX).unwrap();
         // As it would have been cut at first, checksum and all.
         assert_eq!(again, payload(14, 7));
@@ -170,20 +174,32 @@ mod tests {
     }
 
     #[test]
+    fn what_one_needs_no_more_serves_another() {
+        let mut spare = Spare::default();
+        let mut kept = three_batches(&mut spare);
+        let place = kept.batches[0].payload.as_ptr();
+        kept.confirm(10, &mut spare);
+        let mut other = Unconfirmed::new(8);
+        other.push(1, 10, &payload(1, 10), &mut spare);
+        assert_eq!(other.batches[0].payload.as_ptr(), place);
+    }
+
+    #[test]
     fn the_window_and_another_refusal_hold_it_up() {
-        let mut kept = three_batches();
-        kept.refuse(11).unwrap();
+        let mut spare = Spare::default();
+        let mut kept = three_batches(&mut spare);
+        kept.refuse(11, &mut spare).unwrap();
         assert!(kept.next(100).is_none() && kept.is_behind());
         assert_eq!(kept.next(10_000).unwrap(), payload(11, 10));
-        kept.confirm(12);
-        kept.refuse(13).unwrap();
+        kept.confirm(12, &mut spare);
+        kept.refuse(13, &mut spare).unwrap();
         assert_eq!(kept.next(10_000).unwrap(), payload(13, 8));
-        kept.confirm(20);
+        kept.confirm(20, &mut spare);
         assert_eq!(kept.next(10_000).unwrap(), payload(21, 10));
-        kept.confirm(30);
+        kept.confirm(30, &mut spare);
         assert!(!kept.is_behind() && kept.batches.is_empty());
         // Nothing is left behind what was refused: the next message is new.
-        kept.refuse(31).unwrap();
+        kept.refuse(31, &mut spare).unwrap();
         assert!(kept.next(10_000).is_none() && !kept.is_behind());
     }
 }

@@ -8,7 +8,7 @@ use crate::clock::now;
 use crate::sys::{Epoll, Ready};
 use crate::targets::forebay::{Door, Opened};
 use crate::targets::peer::{Frames, Peer, SCRATCH_BYTES, bad_bytes};
-use crate::targets::resend::Unconfirmed;
+use crate::targets::resend::{Spare, Unconfirmed};
 use crate::targets::{Shape, Wire};
 use forebay::base::checksum::crc32c;
 use forebay::format::batch::BatchHeader;
@@ -72,6 +72,8 @@ pub struct FastWire {
     acking: Vec<usize>,
     /// Empty between reads; kept for its memory.
     received: Vec<Received>,
+    /// Of batches that are kept to be sent again.
+    spare: Spare,
     /// Numbers of producers that have been refused something and not sent all of it again.
     behind: Vec<usize>,
     window: usize,
@@ -215,6 +217,7 @@ impl FastWire {
             dirty: Vec::new(),
             acking: Vec::new(),
             received: Vec::new(),
+            spare: Spare::default(),
             behind: Vec::new(),
             window: shape.window,
             body_bytes: shape.body_bytes,
@@ -286,7 +289,7 @@ impl FastWire {
                 (Role::Producer(first), Some(Opcode::Confirm)) => {
                     let confirm = Confirm::decode(payload).ok_or(bad_bytes("a bad confirm"))?;
                     let producer = self.producers.get_mut(first + nth).ok_or(stranger())?;
-                    self.confirmed += producer.take_confirm(&confirm)?;
+                    self.confirmed += producer.take_confirm(&confirm, &mut self.spare)?;
                 }
                 (Role::Consumer(first), Some(Opcode::Deliver)) => {
                     let run = take_run(payload, first + nth, take)?;
@@ -304,7 +307,7 @@ impl FastWire {
                 }
                 (Role::Producer(first), Some(opcode)) if self.whole => {
                     let producer = self.producers.get_mut(first + nth).ok_or(stranger())?;
-                    self.confirmed += producer.take_answer(opcode, payload)?;
+                    self.confirmed += producer.take_answer(opcode, payload, &mut self.spare)?;
                     if producer.is_behind() && !self.behind.contains(&(first + nth)) {
                         self.behind.push(first + nth);
                     }
@@ -365,7 +368,7 @@ fn unexpected(opcode: Option<Opcode>, payload: &[u8]) -> io::Error {
 
 impl Producer {
     /// Messages that this confirms.
-    fn take_confirm(&mut self, confirm: &Confirm) -> io::Result<u64> {
+    fn take_confirm(&mut self, confirm: &Confirm, spare: &mut Spare) -> io::Result<u64> {
         if confirm.sequence > self.sent || confirm.sequence < self.confirmed {
             return Err(bad_bytes("a confirm of what was not sent"));
         }
@@ -376,14 +379,19 @@ impl Producer {
         self.confirmed = confirm.sequence;
         self.window_bytes_total = self.window_bytes_total.max(confirm.window_bytes_total);
         if let Some(unconfirmed) = &mut self.unconfirmed {
-            unconfirmed.confirm(confirm.sequence);
+            unconfirmed.confirm(confirm.sequence, spare);
         }
         Ok(confirmed)
     }
 
     /// A queue that blocks just grants nothing for a while; what it refused is sent again, if it
     /// was kept. Messages that this confirms.
-    fn take_answer(&mut self, opcode: Opcode, payload: &[u8]) -> io::Result<u64> {
+    fn take_answer(
+        &mut self,
+        opcode: Opcode,
+        payload: &[u8],
+        spare: &mut Spare,
+    ) -> io::Result<u64> {
         match (Answer::decode(opcode, payload), &mut self.unconfirmed) {
             (Ok(Answer::Blocked(_)), _) => {
                 (self.blocked, self.retry_at) = (true, None);
@@ -399,7 +407,7 @@ impl Producer {
                 if ErrorCode::from_u16(error.code).is_none_or(ErrorCode::is_retryable)
                     && (self.confirmed + 1..=self.sent + 1).contains(&error.sequence) =>
             {
-                unconfirmed.refuse(error.sequence)?;
+                unconfirmed.refuse(error.sequence, spare)?;
                 self.window_bytes_total = self.window_bytes_total.max(error.window_bytes_total);
                 let pause = Duration::from_millis(u64::from(error.retry_after_ms.max(1)));
                 self.retry_at = (!self.blocked).then(|| now() + pause);
@@ -559,7 +567,8 @@ impl Wire for FastWire {
             peer.out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
         }
         if let Some(unconfirmed) = &mut producer.unconfirmed {
-            unconfirmed.push(producer.sent + 1, count as u64, &peer.out[start..]);
+            let payload = &peer.out[start..];
+            unconfirmed.push(producer.sent + 1, count as u64, payload, &mut self.spare);
         }
         producer.sent += count as u64;
         producer.sent_bytes += payload_bytes as u64;

@@ -5,7 +5,7 @@ use super::producer::{Hold, Nonsense, Phase};
 use super::{Event, Pending, Run, Session, Slot, State};
 use crate::base::time::Mono;
 use crate::client::{BrokerError, LostReason};
-use crate::limits::{BLOCK_RETRY_MS, PREAMBLE_BYTES};
+use crate::limits::PREAMBLE_BYTES;
 use crate::protocol::control::Answer;
 use crate::protocol::error::ErrorCode;
 use crate::protocol::frame::{self, FrameHeader, Opcode};
@@ -50,7 +50,7 @@ impl Session {
                 self.output.frame(Opcode::Pong, 0, header.correlation, &[]);
                 Ok(())
             }
-            Some(Opcode::Pong) => self.on_pong(now, header.correlation),
+            Some(Opcode::Pong) => self.on_pong(header.correlation),
             Some(Opcode::Closed) => self.on_closed(header),
             Some(Opcode::AckDone) => match AckDone::decode(bytes) {
                 Some(done) => self.on_ack_done(header.correlation, done),
@@ -126,13 +126,13 @@ impl Session {
         Ok(())
     }
 
-    fn on_pong(&mut self, now: Mono, correlation: u32) -> Result<(), Nonsense> {
+    fn on_pong(&mut self, correlation: u32) -> Result<(), Nonsense> {
         match self.pending.remove(&correlation) {
             Some(Pending::Ping) => self.events.push_back(Event::Pong { correlation }),
             Some(Pending::AckBarrier) => {
                 self.events.push_back(Event::Acked { correlation, done: AckDone::default() });
             }
-            Some(Pending::AskBlocked(handle)) => self.on_not_blocked(now, handle),
+            Some(Pending::AskBlocked(handle)) => self.on_not_blocked(handle),
             Some(Pending::Probe) | None => {}
             Some(_) => return Err(Nonsense("a pong for what was no ping")),
         }
@@ -140,18 +140,13 @@ impl Session {
     }
 
     /// The broker has answered a ping behind a refusal and did not say BLOCKED: the queue rejects,
-    /// and that is the answer to the batch. But where it asks for the patience of a queue that
-    /// blocks, memory ran out in the middle of a large message, which is then sent again.
-    fn on_not_blocked(&mut self, now: Mono, handle: u32) {
+    /// and that is the answer to the batch.
+    fn on_not_blocked(&mut self, handle: u32) {
         let Some(Some(Slot::Producer(producer))) = self.slots.get_mut(handle as usize - 1) else {
             return;
         };
         let Hold::Asking(error) = &producer.hold else { return };
         let error = error.clone();
-        if error.retry_after.is_some_and(|after| after.as_millis() >= u128::from(BLOCK_RETRY_MS)) {
-            producer.hold = producer.retry_at(now, &error);
-            return;
-        }
         producer.hold = Hold::Nothing;
         if let Some((first, last)) = producer.reject_front() {
             self.events.push_back(Event::PublishFailed { handle, first, last, error });
@@ -471,14 +466,10 @@ impl Session {
             Some(ErrorCode::Draining) => producer.hold = Hold::Draining,
             _ if blocked && error.is_retryable() => {}
             // The limits of a queue that is full. BLOCKED comes behind the refusal, if at all.
-            Some(
-                ErrorCode::QueueMessagesMax
-                | ErrorCode::QueueBytesMax
-                | ErrorCode::MemoryLimit
-                | ErrorCode::DiskLimit
-                | ErrorCode::DiskFull
-                | ErrorCode::DiskError,
-            ) => {
+            Some(code)
+                if code.is_of_memory()
+                    || matches!(code, ErrorCode::QueueMessagesMax | ErrorCode::QueueBytesMax) =>
+            {
                 producer.hold = Hold::Asking(error);
                 ask = true;
             }

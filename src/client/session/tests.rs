@@ -8,7 +8,7 @@ use super::*;
 use crate::client::ErrorCode;
 use crate::format::batch::{Batch, FRAGMENT};
 use crate::format::record;
-use crate::limits::{BLOCK_RETRY_MS, FRAME_HEADER_BYTES, MIB, PREAMBLE_BYTES};
+use crate::limits::{FRAME_HEADER_BYTES, MIB, PREAMBLE_BYTES};
 use crate::protocol::control::Answer;
 use crate::protocol::frame::FrameHeader;
 use crate::protocol::hot::{
@@ -358,20 +358,21 @@ fn a_queue_that_blocks_resumes_when_it_unblocks() {
 }
 
 #[test]
-fn what_found_no_room_in_a_queue_that_does_not_block_for_it_is_sent_again_in_time() {
-    let mut script = Script::connected();
-    let handle = script.producer(MIB as u64);
-    script.publish(handle, &[b"a"]);
-    script.batches();
-    script.refuse(handle, ErrorCode::MemoryLimit, 1, BLOCK_RETRY_MS);
-    let ping = script.sent();
-    script.frame(Opcode::Pong, 0, ping[0].0.correlation, &[]);
-    script.no_event();
-    let after_ms = u64::from(BLOCK_RETRY_MS);
-    script.session.handle_timeout(NOW.plus_ms(after_ms - 1));
-    assert!(script.batches().is_empty());
-    script.session.handle_timeout(NOW.plus_ms(after_ms));
-    assert_eq!(script.batches(), [(5, 1, bodies(&[b"a"]))]);
+fn a_large_message_that_found_no_room_on_its_way_is_sent_again_in_time() {
+    // 1 as in a queue that drops its oldest, 1000 as in one that blocks.
+    for after_ms in [1, 1000] {
+        let mut script = Script::connected();
+        let handle = script.producer(MIB as u64);
+        script.publish(handle, &[b"a"]);
+        script.batches();
+        script.refuse(handle, ErrorCode::NoRoomMidway, 1, after_ms);
+        assert!(script.sent().is_empty(), "there is nothing to ask");
+        script.no_event();
+        script.session.handle_timeout(NOW.plus_ms(u64::from(after_ms) - 1));
+        assert!(script.batches().is_empty());
+        script.session.handle_timeout(NOW.plus_ms(u64::from(after_ms)));
+        assert_eq!(script.batches(), [(5, 1, bodies(&[b"a"]))]);
+    }
 }
 
 #[test]

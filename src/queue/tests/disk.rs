@@ -66,7 +66,7 @@ impl TestDisk {
 
     /// Reads the next chunk that is wanted. False: none is.
     pub fn refill(&mut self, queue: &mut Queue, memory: &mut Memory, ahead: u32) -> bool {
-        let Some(refill) = queue.poll_refill(ahead) else { return false };
+        let Some(refill) = queue.poll_refill(Some(ahead)) else { return false };
         let into = memory.take_refill_chunk(refill.place.image_bytes()).unwrap();
         let Refill { chunk, place, name, .. } = refill;
         let planned = self.store.read(chunk, place, name, into);
@@ -98,7 +98,7 @@ impl TestDisk {
 
     /// Reads the next chunk that is wanted, which is damaged. Returns how many messages are lost.
     pub fn refill_damaged(&mut self, queue: &mut Queue, now: Now, memory: &mut Memory) -> u64 {
-        let refill = queue.poll_refill(0).unwrap();
+        let refill = queue.poll_refill(Some(0)).unwrap();
         let into = memory.take_refill_chunk(refill.place.image_bytes()).unwrap();
         let Refill { chunk, place, name, .. } = refill;
         let mut planned = self.store.read(chunk, place, name, into);
@@ -130,7 +130,7 @@ impl TestDisk {
         now: Now,
         memory: &mut Memory,
     ) -> Option<(Range<u64>, u64)> {
-        let Refill { chunk, name, .. } = queue.poll_refill(3)?;
+        let Refill { chunk, name, .. } = queue.poll_refill(Some(3))?;
         let range = name.first_sequence..name.end_sequence;
         let count = queue.handle_lost(chunk, range.clone(), now, memory);
         Some((range, count))

@@ -1,14 +1,12 @@
 //! Chunks that leave memory and come back: order, what needs no records, losses, who waits.
 
+use super::large::roomy;
 use super::*;
-use crate::format::batch;
-use crate::format::properties::{PropertiesBuilder, Tag};
-use crate::format::record;
 use crate::limits::{
     BATCH_HEADER_BYTES, BATCH_PREFIX_BYTES, CHUNK_HEADER_BYTES, RECORD_HEADER_BYTES,
 };
 use crate::queue::consumer::PullState;
-use crate::queue::memory::{Overflow, is_named_of_memory, is_of_memory};
+use crate::queue::memory::Overflow;
 use crate::queue::spill::Eviction;
 use crate::queue::tests::disk::TestDisk;
 
@@ -19,11 +17,6 @@ fn spilled(messages: usize, options: QueueOptions) -> (Bench, TestDisk) {
         assert_eq!(bench.publish(&[&body(nth)]), None);
     }
     (bench, TestDisk::new())
-}
-
-/// Options of a queue that takes large messages.
-fn roomy() -> QueueOptions {
-    QueueOptions { message_bytes_max: 1 << 24, ..options() }
 }
 
 fn body(nth: usize) -> String {
@@ -61,22 +54,7 @@ impl Bench {
     }
 
     fn large(&mut self, fragments: usize) {
-        let mut properties = PropertiesBuilder::default();
-        let total = fragments as u64 * 200_000;
-        properties.push(Tag::BodyBytesTotal, &total.to_le_bytes()).unwrap();
-        for nth in 0..fragments {
-            let first = nth == 0;
-            let flags = if first { record::FRAGMENT_FIRST | record::BROKER_PROPERTIES } else { 0 }
-                | if nth + 1 == fragments { record::FRAGMENT_LAST } else { 0 };
-            let mut builder = BatchBuilder::default();
-            let properties = if first { properties.bytes() } else { b"" };
-            builder.push(flags, properties, &vec![b'0' + nth as u8; 200_000]);
-            let wire = builder.finish(batch::FRAGMENT, 0, self.sequence).to_vec();
-            self.queue.grant_window(self.producer);
-            let taken = self.queue.publish(self.producer, &wire, Wall(5), &mut self.memory);
-            assert!(taken.is_ok());
-        }
-        self.sequence += 1;
+        assert_eq!(self.publish_large(fragments), Ok(()));
     }
 }
 
@@ -286,13 +264,6 @@ fn a_cursor_amid_what_is_lost_goes_on_behind_it() {
 }
 
 #[test]
-fn a_refusal_for_memory_is_known_by_each_of_its_names() {
-    for code in ErrorCode::ALL {
-        assert_eq!(is_named_of_memory(code.name()), is_of_memory(*code));
-    }
-}
-
-#[test]
 fn who_has_the_front_of_a_lost_large_message_is_told() {
     let mut bench = Bench::new(roomy());
     let mut disk = TestDisk::new();
@@ -305,7 +276,7 @@ fn who_has_the_front_of_a_lost_large_message_is_told() {
     while bench.queue.poll_delivery(bench.now, &mut bench.memory, &mut |_| true).is_some() {}
     // One of its chunks is gone, and so is all of it.
     let refill = loop {
-        let refill = bench.queue.poll_refill(3).expect("one of its chunks is needed next");
+        let refill = bench.queue.poll_refill(Some(3)).expect("one of its chunks is needed next");
         if refill.chunk == 1 {
             break refill;
         }
@@ -406,7 +377,7 @@ fn a_refusal_says_why_memory_is_full() {
         let body = "x".repeat(100_000);
         let refused = (0..1000).find_map(|_| bench.publish(&[&body]));
         assert_eq!(refused, Some(code));
-        assert!(is_of_memory(code) && code.is_retryable());
+        assert!(code.is_of_memory() && code.is_retryable());
         assert_eq!(bench.queue.blocked().unwrap().code, code);
         assert!(!bench.queue.poll_unblocked(&bench.memory));
         let mut disk = TestDisk::new();

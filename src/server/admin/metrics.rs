@@ -126,10 +126,15 @@ enum ShardMetric {
     SpillRead,
     WriteErrors,
     ReadErrors,
+    JournalBytes,
+    JournalGroups,
+    JournalWritten,
+    JournalPadding,
+    JournalRefusing,
 }
 
 impl ShardMetric {
-    const ALL: [ShardMetric; 21] = [
+    const ALL: [ShardMetric; 26] = [
         ShardMetric::Ticks,
         ShardMetric::Connections,
         ShardMetric::Accepted,
@@ -151,6 +156,11 @@ impl ShardMetric {
         ShardMetric::SpillRead,
         ShardMetric::WriteErrors,
         ShardMetric::ReadErrors,
+        ShardMetric::JournalBytes,
+        ShardMetric::JournalGroups,
+        ShardMetric::JournalWritten,
+        ShardMetric::JournalPadding,
+        ShardMetric::JournalRefusing,
     ];
 
     fn family(self) -> Family {
@@ -195,6 +205,17 @@ impl ShardMetric {
             M::ReadErrors => {
                 family(COUNTER, "spill_read_errors", "", "", "Reads that failed; tried again")
             }
+            M::JournalBytes => family(GAUGE, "journal", "bytes", "", "Files that hold the log"),
+            M::JournalGroups => family(COUNTER, "journal_groups", "", "", "Written, each at once"),
+            M::JournalWritten => {
+                family(COUNTER, "journal_written", "bytes", "", "Of groups, without padding")
+            }
+            M::JournalPadding => {
+                family(COUNTER, "journal_padding", "bytes", "", "Zeros behind groups")
+            }
+            M::JournalRefusing => {
+                family(GAUGE, "journal_refusing", "", "", "1: durable queues take nothing")
+            }
         }
     }
 
@@ -231,6 +252,11 @@ impl ShardMetric {
             M::SpillRead => emit("", figures.disk_read_bytes),
             M::WriteErrors => emit("", figures.disk_write_errors),
             M::ReadErrors => emit("", figures.disk_read_errors),
+            M::JournalBytes => emit("", figures.journal_bytes),
+            M::JournalGroups => emit("", figures.journal_groups),
+            M::JournalWritten => emit("", figures.journal_written_bytes),
+            M::JournalPadding => emit("", figures.journal_padding_bytes),
+            M::JournalRefusing => emit("", figures.journal_refusing),
         }
     }
 }

@@ -91,7 +91,7 @@ fn a_large_message_that_memory_cannot_hold_is_not_asked_for_again_at_once() {
         }
     }
     let [(code, error)] = &codes[..] else { panic!("{codes:?}") };
-    assert_eq!((*code, error.sequence), (ErrorCode::MemoryLimit, 1));
+    assert_eq!((*code, error.sequence), (ErrorCode::NoRoomMidway, 1));
     assert!(error.retry_after_ms >= 100);
     bench.publish(key, 1, 1, &[b"small"]);
     assert_eq!(bench.describe(key, "q").ready, 1);

@@ -178,7 +178,7 @@ fn near() -> (Bench, Key) {
 #[test]
 fn where_there_is_no_memory_to_carry_a_message_in_the_redrive_waits_too() {
     // Half of the reserve is open to moves, the other half to what leases need.
-    for more in [0, limits::MEMORY_RESERVE_BYTES / 2, limits::MEMORY_RESERVE_BYTES] {
+    for more in [0, limits::MEMORY_RESERVE_BYTES_MIN / 2, limits::MEMORY_RESERVE_BYTES_MIN] {
         let (mut bench, key) = near();
         let taken = take_memory(&mut bench.core);
         assert_eq!(redriven(&bench.bytes(key, &redrive("q.dead", 0, 1000))), None);

@@ -23,14 +23,23 @@ pub(super) type Client = (usize, Key);
 
 impl Town {
     pub fn new(shards: u32, shape: PostShape) -> Town {
+        Town::with(shards, shape, |config| config)
+    }
+
+    pub fn with(
+        shards: u32,
+        shape: PostShape,
+        change: impl Fn(ShardConfig) -> ShardConfig,
+    ) -> Town {
         let now = Now { mono: Mono(1_000_000_000), wall: Wall(1_700_000_000_000_000) };
         let limit_bytes = 64 << 20;
-        let reserve_bytes = limits::MEMORY_RESERVE_BYTES as u64;
+        let reserve_bytes = limits::MEMORY_RESERVE_BYTES_MIN as u64;
         let common = CommonBudget::new(limit_bytes, reserve_bytes, shards, 4 << 20);
         let office = Office::new(shards, shape, common);
         let cores = (0..shards).map(|shard| {
             let config =
                 ShardConfig { shard, shards, stores: shards, ..ShardConfig::new(limit_bytes) };
+            let config = change(config);
             let mut core = Core::new(config, Rc::new(HeapSlabs), now);
             let common = Arc::clone(office.budget());
             let budget = Budget::shared(limit_bytes, reserve_bytes, common);

@@ -4,7 +4,8 @@
 use super::*;
 use crate::io::{Disk, DiskCompletion, DiskRequest, FileId};
 use crate::limits::{
-    READ_AHEAD_CHUNKS_MAX, READ_AHEAD_CHUNKS_MIN, READ_RETRY_MS, SPILL_READ_DEPTH,
+    READ_AHEAD_CHUNKS_MAX, READ_AHEAD_CHUNKS_MIN, READ_AHEAD_MEMORY_SHARE, READ_RETRY_MS,
+    SPILL_READ_DEPTH,
 };
 use crate::queue::memory::Account;
 use crate::shard::mailbox::SpillHealth;
@@ -736,4 +737,31 @@ fn what_was_read_and_is_done_is_not_counted_as_read_ahead() {
     let (all, messages) = (core.spill.clean_bytes, core.spill.messages_bytes());
     assert!(live > 0, "one stays");
     assert!(all <= live + live / 4 + messages / 16, "{all} of which {live} are there");
+}
+
+#[test]
+fn what_is_read_ahead_leaves_memory_for_those_who_come() {
+    let (queues, messages) = (100, 6);
+    let mut world = SpillBench::new(4 << 20, 64 << 20);
+    for nth in 0..queues {
+        world.queue(&format!("q{nth}"), nth + 1);
+        assert_eq!(world.publish(nth + 1, 1, messages, 14_000).0, messages);
+    }
+    world.settle();
+    assert!(world.stats().spilled_messages > u64::from(queues) * messages / 2);
+    // They say later how much they take: all that is read for them is read ahead.
+    for nth in 0..queues {
+        let name = format!("q{nth}");
+        world.bench.consumer(world.key, &name, queues + nth + 1, 0);
+        world.settle();
+    }
+    let spill = &world.bench.core.spill;
+    let (ahead, share) = (spill.clean_bytes, spill.messages_bytes() / READ_AHEAD_MEMORY_SHARE);
+    let under_way = (SPILL_READ_DEPTH * SLOT_BYTES) as u64;
+    assert!(ahead > 0 && ahead <= share + under_way, "{ahead} of {share}");
+    // What was not read ahead comes when it is asked for.
+    for nth in 0..queues {
+        world.bench.core.close_handle(world.key, queues + nth + 1);
+        assert_eq!(world.consume(&format!("q{nth}"), 4000).len() as u64, messages);
+    }
 }
