@@ -109,6 +109,8 @@ pub(super) enum JournalAsks {
         tag: u64,
         /// Its number.
         file: u32,
+        /// Where it is open already.
+        open: Option<FileId>,
     },
     /// A request.
     Request(DiskRequest),
@@ -352,7 +354,8 @@ impl Store {
         };
         Some(match request {
             JournalRequest::Create { tag, file } => {
-                JournalAsks::Make { store: index, number: self.number, tag, file }
+                let open = files.get(file as usize).copied().flatten();
+                JournalAsks::Make { store: index, number: self.number, tag, file, open }
             }
             JournalRequest::Prewrite { tag, file, offset, bytes } => {
                 let pages = Pages::zeroed(bytes as usize);

@@ -261,7 +261,7 @@ impl Journal {
             is_ready: false,
             needed: recovered.needed,
             stated: recovered.needed,
-            spares: Spares::new(&recovered.spares, recovered.next_file),
+            spares: Spares::new(&recovered.spares, &recovered.unmade, recovered.next_file),
             under_way: None,
             next_tag: 0,
             poison: None,
