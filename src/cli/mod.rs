@@ -1,8 +1,8 @@
 //! L4: the command line. It knows the broker by the client library alone; the program joins it
 //! with what works on a data directory: the server, for `serve`, and `store_tool`, for `store`.
 //!
-//! - one file per command: `serve` and `store` (arguments only), `queue`, `subscription`, `publish`, `consume`,
-//!   `dlq`, `stats`, `trim`, `ping`
+//! - one file per command: `serve` and `store` (arguments only), `queue`, `subscription`,
+//!   `publish`, `consume`, `dlq`, `stats`, `trim`, `ping`
 //! - `broker`, `failure`: how to reach a broker; what errors mean, with their exit codes
 //! - `lines`, `source`, `pump`: what `publish` sends and how
 //! - `rules`: how subscriptions treat messages, as flags and as text
@@ -102,8 +102,8 @@ A first round:
   echo 'Hello, world' | forebay publish hello
   forebay consume hello
 
-All commands but serve and store take --server ADDR (or FOREBAY_SERVER), --token TOKEN (or FOREBAY_TOKEN)
-and --json. While no broker answers they try for 5 seconds, ping once.
+All commands but serve and store take --server ADDR (or FOREBAY_SERVER), --token TOKEN (or
+FOREBAY_TOKEN) and --json. While no broker answers they try for 5 seconds, ping once.
 
 Exit codes:
   0  done; also when the reader of standard output went away (`| head`)

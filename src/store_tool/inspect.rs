@@ -5,7 +5,7 @@ use crate::cli::wall::rfc3339;
 use crate::cli::{Align, Outcome, Output, Table, thousands};
 use crate::protocol::control::Request;
 use crate::protocol::frame::Opcode;
-use crate::protocol::wire::ConfirmAt;
+use crate::protocol::wire::{ConfirmAt, OnFull};
 use crate::storage::journal;
 use crate::storage::state::{Definition, QueueState};
 use crate::store_tool::directory::Directory;
@@ -157,7 +157,12 @@ fn queue<'a>(store: &'a StoreView, number: u64, of: &'a QueueState) -> Queue<'a>
         messages_max: options.map(|of| of.messages_max),
         bytes_max: options.map(|of| of.bytes_max),
         message_bytes_max: options.map(|of| of.message_bytes_max),
-        on_full: options.and_then(|of| of.on_full.variant_name()),
+        on_full: options.map(|of| match of.on_full {
+            OnFull::Reject => "reject",
+            OnFull::DropOldest => "drop_oldest",
+            OnFull::DropNewest => "drop_newest",
+            _ => "block",
+        }),
         subscriptions: subscriptions.collect(),
     }
 }

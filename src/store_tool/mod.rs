@@ -2,7 +2,7 @@
 //! same code as a recovery does, and holds the directory's lock meanwhile.
 //!
 //! - `directory`: the lock, which files there are, their bytes
-//! - `examine`: what is there and what is wrong with it, as a start would find it; for all that follow
+//! - `examine`, `store`: what is there and what is wrong with it, as a start would find it
 //! - `inspect`, `verify`, `dump`: what is shown of that
 //! - `repair`: the only one that writes
 

@@ -1,4 +1,4 @@
-//! `store verify`: a line for each thing that is wrong, and the exit code says whether there is any.
+//! `store verify`: a line for each thing that is wrong; the exit code says whether there is any.
 
 use crate::cli::{Exit, Failure, Outcome, Output, messages};
 use crate::storage::replay::Damage;

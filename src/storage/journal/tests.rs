@@ -85,6 +85,20 @@ fn a_new_journal_makes_a_segment_and_then_another() {
 }
 
 #[test]
+fn a_file_has_one_name_and_no_number_that_somebody_made_up() {
+    assert_eq!(file_numbers(&file_name(3, 42)), Some((3, 42)));
+    assert_eq!(
+        file_numbers(&file_name(0, JOURNAL_FILES_MAX - 1)).map(|(_, file)| file),
+        Some(99_999)
+    );
+    let none =
+        ["", "0-1", "0-0000042", "0-+00001", "0-100000", "0-4294967295", "00-000001", "-0-000001"];
+    for other in none {
+        assert_eq!(file_numbers(&format!("journal-{other}.log")), None, "{other}");
+    }
+}
+
+#[test]
 fn while_one_group_is_written_the_next_gathers() {
     let mut journal = opened();
     assert_eq!(append(&mut journal, 1, false), Ok(1));
