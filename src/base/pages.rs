@@ -60,6 +60,11 @@ impl Pages {
         self.as_mut_slice()[at..].copy_from_slice(bytes);
     }
 
+    /// Has so many bytes; of those that were not in use before anything may stand there.
+    pub fn stretch(&mut self, bytes: usize) {
+        self.grow(bytes);
+    }
+
     /// Cuts it off behind so many bytes, or adds zeros until it has so many.
     pub fn resize(&mut self, bytes: usize) {
         let at = self.bytes.min(bytes);

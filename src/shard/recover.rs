@@ -193,7 +193,9 @@ impl<W: World> Shard<W> {
             self,
             id,
             there,
-            |shard, number, bytes| shard.read_file(store, number, file_of(number), bytes),
+            |shard, number, bytes, into| {
+                shard.read_file(store, number, file_of(number), bytes, into)
+            },
             |shard, _, group| {
                 group.records().try_for_each(|record| each(shard, group.group, &record))
             },
@@ -206,18 +208,26 @@ impl<W: World> Shard<W> {
         number: u32,
         file: FileId,
         bytes_max: u64,
+        mut pages: Pages,
     ) -> Result<Pages, RecoverError> {
         let read = |error| RecoverError::Read { name: journal::file_name(store, number), error };
         let bytes = self.disk.file_len(file).map_err(read)?.min(bytes_max) as usize;
-        let mut pages = Pages::zeroed(bytes.next_multiple_of(DISK_ALIGN_BYTES));
+        pages.stretch(bytes.next_multiple_of(DISK_ALIGN_BYTES));
         let mut at = 0;
         while at < pages.len() {
             let part = (pages.len() - at).min(READ_BYTES);
             let into = &mut pages.as_mut_slice()[at..at + part];
             // What the device does not give is as if it were not there: damage, and no end.
             match self.disk.read_now(file, at as u64, into) {
-                Ok(0) => break,
-                Ok(got) => at += got.next_multiple_of(DISK_ALIGN_BYTES),
+                Ok(0) => {
+                    pages.as_mut_slice()[at..].fill(0);
+                    break;
+                }
+                Ok(got) => {
+                    let end = got.next_multiple_of(DISK_ALIGN_BYTES);
+                    into[got..end].fill(0);
+                    at += end;
+                }
                 Err(error) => {
                     let file = journal::file_name(store, number);
                     tracing::error!(file, at, %error, "the journal cannot be read there");

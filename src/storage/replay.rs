@@ -318,8 +318,9 @@ impl Replay {
 }
 
 /// Goes once over a journal, whatever its files are: `read` brings so many bytes of the front of a
-/// file at most, in whole pages, with zeros for what cannot be read; `each` gets the groups, in
-/// order, with the number of the file that each stands in. Both work on `own`.
+/// file at most, in whole pages, with zeros for what cannot be read, in memory that it gets for that;
+/// `each` gets the groups, in order, with the number of the file that each stands in. Both work on
+/// `own`.
 ///
 /// # Errors
 /// If the journal is not to be touched, or what `read` or `each` say. In the first case `each` was
@@ -328,21 +329,20 @@ pub fn read_journal<C, E: From<SurveyError>>(
     own: &mut C,
     store: StoreId,
     files: impl IntoIterator<Item = u32>,
-    mut read: impl FnMut(&mut C, u32, u64) -> Result<Pages, E>,
+    mut read: impl FnMut(&mut C, u32, u64, Pages) -> Result<Pages, E>,
     mut each: impl FnMut(&mut C, u32, Group<'_>) -> Result<(), E>,
 ) -> Result<Recovered, E> {
-    let mut survey = Survey::new(store);
+    let (mut survey, mut image) = (Survey::new(store), Pages::default());
     for file in files {
-        let head = read(own, file, DISK_ALIGN_BYTES as u64)?;
-        if SegmentHeader::decode(head.as_slice()).is_ok() {
-            survey.add(file, head.as_slice())?;
-        } else {
-            survey.add(file, read(own, file, u64::MAX)?.as_slice())?;
+        image = read(own, file, DISK_ALIGN_BYTES as u64, image)?;
+        if SegmentHeader::decode(image.as_slice()).is_err() {
+            image = read(own, file, u64::MAX, image)?;
         }
+        survey.add(file, image.as_slice())?;
     }
     let mut replay = survey.order();
     while let Some(file) = replay.next_file() {
-        let image = read(own, file, u64::MAX)?;
+        image = read(own, file, u64::MAX, image)?;
         for group in replay.read(image.as_slice()) {
             each(own, file, group)?;
         }

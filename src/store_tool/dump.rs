@@ -47,7 +47,7 @@ pub fn run(directory: &Directory, picked: &Picked<'_>, mut out: Output) -> Outco
             &mut out,
             store.id,
             store.files.iter().map(|file| file.file),
-            |_, file, bytes| {
+            |_, file, bytes, _| {
                 let name = journal::file_name(store.number, file);
                 Ok(directory.read(&name, bytes).map_err(Stop::Read)?.0)
             },

@@ -113,7 +113,7 @@ impl StoreView {
                 &mut gathered,
                 id,
                 files.iter().copied(),
-                |gathered, file, bytes| read_file(directory, gathered, number, file, bytes),
+                |gathered, file, bytes, _| read_file(directory, gathered, number, file, bytes),
                 |gathered, file, group| {
                     gathered.add(number, file, &group);
                     Ok(())
