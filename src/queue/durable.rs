@@ -9,8 +9,9 @@ use crate::queue::Queue;
 use crate::queue::dead::MoveReason;
 use crate::queue::moved::TRANSIENT_STORES;
 use crate::queue::outbox::{Outbox, QueueChange};
+use crate::queue::parts::failures;
 use crate::queue::portion::Portion;
-use crate::queue::subscription::{Subscription, failures};
+use crate::queue::subscription::Subscription;
 
 /// All that a journal is told of a subscription's messages.
 #[derive(Debug, PartialEq, Eq)]

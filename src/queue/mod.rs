@@ -24,6 +24,7 @@ mod lost;
 pub mod memory;
 pub mod moved;
 pub mod outbox;
+mod parts;
 mod peek;
 mod pick;
 pub mod policy;
