@@ -82,14 +82,7 @@ pub fn start(
     });
     let disk_limit_bytes = config.disk_limit_bytes.unwrap_or(0);
     let disk_budget = DiskBudget::new(disk_limit_bytes);
-    // Of an earlier run with more shards, or that spilled; what stands in them is worth nothing.
-    let (prefix, suffix) = SPILL_FILE_NAMES;
-    let of_no_shard = |name: &str| {
-        let number = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix));
-        let number = number.and_then(|number| number.parse::<u32>().ok());
-        number.is_some_and(|number| disk_limit_bytes == 0 || number >= shards)
-    };
-    volume::remove_files(data_dir, of_no_shard).map_err(ServeError::Start)?;
+    remove_old_spill(data_dir, if disk_limit_bytes == 0 { 0 } else { shards })?;
     // Two words from each, so nobody ever waits to be heard.
     let (sender, words) = sync_channel(2 * nets.len());
     let mut handles = Vec::with_capacity(nets.len());
@@ -134,6 +127,18 @@ pub fn start(
         let _ = back.send(());
     }
     Ok(threads)
+}
+
+/// Removes spill files but for those of so many shards: of an earlier run with more, or that
+/// spilled. What stands in them is worth nothing.
+fn remove_old_spill(data_dir: &Path, shards: u32) -> Result<(), ServeError> {
+    let (prefix, suffix) = SPILL_FILE_NAMES;
+    let of_no_shard = |name: &str| {
+        let number = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix));
+        let number = number.and_then(|number| number.parse::<u32>().ok());
+        number.is_some_and(|number| number >= shards)
+    };
+    volume::remove_files(data_dir, of_no_shard).map_err(ServeError::Start)
 }
 
 /// One line for each backend that is in use.

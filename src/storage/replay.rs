@@ -318,9 +318,9 @@ impl Replay {
 }
 
 /// Goes once over a journal, whatever its files are: `read` brings so many bytes of the front of a
-/// file at most, in whole pages, with zeros for what cannot be read, in memory that it gets for that;
-/// `each` gets the groups, in order, with the number of the file that each stands in. Both work on
-/// `own`.
+/// file at most, in whole pages, with zeros for what cannot be read, in memory that it gets for
+/// that; `each` gets the groups, in order, with the number of the file that each stands in. Both
+/// work on `own`.
 ///
 /// # Errors
 /// If the journal is not to be touched, or what `read` or `each` say. In the first case `each` was
