@@ -176,6 +176,23 @@ fn what_nobody_looks_at() {
 }
 
 #[test]
+fn of_two_damages_each_has_its_own_losses() {
+    let place = Place::new();
+    place.flip("journal-0-000000.log", 3 * PAGE + 160);
+    place.flip("journal-0-000001.log", PAGE + 160);
+    let (code, report) = place.json("verify", &[]);
+    let lost = |first: u64, end: u64, by: &str| {
+        json!({
+            "store": 0, "queue": "jobs", "subscription": "default", "first_sequence": first,
+            "end_sequence": end, "messages": end - first, "by": [by],
+        })
+    };
+    let both = [lost(2, 4, "journal-0-000000.log:12288"), lost(6, 7, "journal-0-000001.log:4096")];
+    assert_eq!((code, &report["lost"]), (6, &json!(both)), "{report}");
+    assert_eq!(taken(&place.broker(), "jobs", "default"), [4, 5, 7, 8, 9]);
+}
+
+#[test]
 fn a_definition() {
     let place = Place::new();
     place.flip("journal-0-000000.log", PAGE + 90);
