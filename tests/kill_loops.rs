@@ -378,3 +378,29 @@ fn nothing_confirmed_is_lost_with_io_uring() {
 fn nothing_confirmed_is_lost_with_threads() {
     nothing_is_lost("threads");
 }
+
+/// What each start adds to the journal it gives back, or the next one has more to read.
+#[test]
+#[ignore = "a round is due by what this process has written, so restarts alone never give back"]
+fn restarts_do_not_make_the_journal_grow() {
+    let place = tempfile::tempdir().unwrap();
+    let data_dir = place.path().join("data");
+    let durable = QueueOptions { durable: true, ..QueueOptions::default() };
+    let mut broker = Broker::start_in(forebay(), &data_dir, &["--shards", "1"]);
+    broker.create("q", &durable);
+    let segments = |broker: &Broker| {
+        let stats = Connection::open(&broker.options()).unwrap().stats().unwrap();
+        stats.journal_segments
+    };
+    for _ in 0..12 {
+        let publisher = Publisher::open(&broker.options(), "q", PublisherOptions::default());
+        publisher.unwrap().publish("one").unwrap().wait().unwrap();
+        broker = broker.restart(&["--shards", "1"]);
+    }
+    let mut looks = 0;
+    while segments(&broker) > 5 {
+        looks += 1;
+        assert!(looks < 600, "{} segments", segments(&broker));
+        pause(100);
+    }
+}

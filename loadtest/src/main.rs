@@ -11,6 +11,7 @@ mod connect;
 mod disk;
 mod flood;
 mod integrity;
+mod journal;
 mod proc;
 mod report;
 mod run;

@@ -4,6 +4,7 @@ use crate::args::{Scenario, TargetArgs};
 use crate::clock::RunClock;
 use crate::connect::{Scene, play, unfit};
 use crate::integrity::IntegrityCounts;
+use crate::journal::JournalUse;
 use crate::proc::{Spawned, pin_here};
 use crate::report::{LatencyFigures, Machine, ProcessorFigures, Report};
 use crate::schedule::PhaseFigures;
@@ -126,13 +127,13 @@ pub fn run(scenario: &Scenario, interrupt: &Interrupt) -> io::Result<Report> {
         Scenario::Latency(all) => {
             let plan = scenario_latency::Plan::new(all);
             let ring_bytes = ring_bytes(2 * plan.shape.window as u64, plan.shape.body_bytes);
-            let target = start(args, ring_bytes)?;
+            let target = start(args, ring_bytes, false)?;
             let scene = LatencyScene(&plan, target.pid, interrupt);
             let outcome = play(args, target.address, plan.shape, scene)?;
             Ok(report(args, "latency", outcome, all))
         }
         Scenario::Idle(all) => {
-            let target = start(args, ring_bytes(0, 0))?;
+            let target = start(args, ring_bytes(0, 0), false)?;
             let outcome = scenario_idle::run(all, target.address, target.pid, interrupt)?;
             Ok(report(args, "idle", outcome, all))
         }
@@ -166,9 +167,17 @@ fn run_throughput(
     interrupt: &Interrupt,
 ) -> io::Result<Outcome> {
     check_throughput(args.target, plan.shape)?;
-    let target = start(args, ring_bytes(2 * plan.backlog, plan.shape.body_bytes))?;
+    let durable = plan.shape.durable;
+    let target = start(args, ring_bytes(2 * plan.backlog, plan.shape.body_bytes), durable)?;
     let scene = ThroughputScene(plan, target.pid, interrupt);
-    play(args, target.address, plan.shape, scene)
+    let journal = (durable && args.target == Target::Forebay).then_some(target.address);
+    let before = journal.and_then(JournalUse::of);
+    let mut outcome = play(args, target.address, plan.shape, scene)?;
+    if let Some((before, after)) = before.zip(journal.and_then(JournalUse::of)) {
+        let bytes = outcome.sent * outcome.body_bytes as u64;
+        before.until(&after, bytes, &mut outcome.more);
+    }
+    Ok(outcome)
 }
 
 fn run_surge(
@@ -180,7 +189,7 @@ fn run_surge(
     check_keeps(args.target)?;
     let (held, body_bytes) = (plan.shape.held, plan.shape.body_bytes);
     let under_way = plan.unconfirmed_max + plan.window as u64;
-    let target = start(args, ring_bytes(held + 2 * under_way, body_bytes))?;
+    let target = start(args, ring_bytes(held + 2 * under_way, body_bytes), false)?;
     let server = (args.target == Target::Forebay).then_some(target.address);
     let scene = SurgeScene { plan, target: &target, server, report, interrupt };
     play(args, target.address, plan.shape, scene)
@@ -282,8 +291,9 @@ fn ring_bytes(messages: u64, body_bytes: usize) -> u64 {
     (messages * each as u64).max(1 << 20)
 }
 
-/// Starts the target, or takes the one that runs.
-fn start(args: &TargetArgs, ring_bytes: u64) -> io::Result<Running> {
+/// Starts the target, or takes the one that runs; a peer that is to be `durable` syncs before it
+/// answers.
+fn start(args: &TargetArgs, ring_bytes: u64, durable: bool) -> io::Result<Running> {
     if let Some(address) = args.server {
         return Ok(Running { address, pid: args.server_pid, _spawned: None });
     }
@@ -299,7 +309,7 @@ fn start(args: &TargetArgs, ring_bytes: u64) -> io::Result<Running> {
             }
         },
         Target::RedisStream | Target::RedisList | Target::Nats => {
-            let (command, address, directory) = peer_command(args.target)?;
+            let (command, address, directory) = peer_command(args.target, durable)?;
             let core = args.broker_core.0;
             let spawned = Spawned::start_listening(command, core, address, directory)?;
             let pid = Some(spawned.pid());
@@ -316,8 +326,8 @@ fn start(args: &TargetArgs, ring_bytes: u64) -> io::Result<Running> {
 }
 
 /// Another broker, from the system's packages, on a port that was free a moment ago. Nothing of
-/// Redis is written to disk.
-fn peer_command(target: Target) -> io::Result<(Command, SocketAddr, TempDir)> {
+/// Redis is written to disk, or all of it, synced before it answers.
+fn peer_command(target: Target, durable: bool) -> io::Result<(Command, SocketAddr, TempDir)> {
     let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
     let port = address.port().to_string();
     let directory = TempDir::with_prefix("forebay-loadtest-")?;
@@ -328,7 +338,8 @@ fn peer_command(target: Target) -> io::Result<(Command, SocketAddr, TempDir)> {
     } else {
         command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &port]);
-        command.args(["--save", "", "--appendonly", "no", "--loglevel", "warning", "--dir"]);
+        command.args(["--save", "", "--appendonly", if durable { "yes" } else { "no" }]);
+        command.args(["--appendfsync", "always", "--loglevel", "warning", "--dir"]);
         command.arg(directory.path());
     }
     command.stderr(Stdio::null());

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// An address of its own: a client that looks for the broker while it is away is not given its port.
+/// An address of its own, so that no client that looks for the broker can be given its port.
 const LISTEN: &str = "127.0.0.2:0";
 const QUEUE: &str = "loadtest-restart";
 /// The client looks for the broker so often, so that it finds it at once,

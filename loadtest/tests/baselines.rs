@@ -153,7 +153,7 @@ fn disks_are_written_and_read() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("disk");
     let file = ["--disk-file", file.to_str().unwrap()];
-    for target in ["baseline-disk-write", "baseline-disk-read"] {
+    for target in ["baseline-disk-write", "baseline-disk-sync", "baseline-disk-read"] {
         let sizes = ["--size", "64KiB", "--bytes", "4MiB", "--file-bytes", "1MiB"];
         let args = [&["disk", "--target", target], &sizes[..], &file[..]].concat();
         let report = measure(&args);
@@ -163,8 +163,22 @@ fn disks_are_written_and_read() {
         let report = measure(&args);
         let drained = report["more"]["drain_messages_per_s"].as_f64();
         assert_eq!(drained.is_some(), target.ends_with("read"), "{report}");
-        assert_eq!(report["messages"] == 4096, target.ends_with("write"), "{report}");
+        assert_eq!(report["messages"] == 4096, drained.is_none(), "{report}");
     }
+}
+
+#[test]
+fn synced_writes_stand_beside_durable_queues() {
+    for more in [&[][..], &["--one-in-flight"]] {
+        let args = ["durable", "--target", "baseline-disk-sync", "--duration", "100ms"];
+        let report = measure(&[&args[..], more].concat());
+        assert!(report["messages"].as_u64() > Some(0), "{report}");
+        assert!(report["p50_us"].as_f64() > Some(0.0), "{report}");
+    }
+    let args = ["durable", "--target", "baseline-echo", "--one-in-flight", "--count", "500"];
+    let report = measure(&args);
+    assert_sound(&report);
+    assert!(report["p50_us"].as_f64() > Some(0.0), "{report}");
 }
 
 #[test]
@@ -211,6 +225,9 @@ fn what_cannot_be_run_is_said_in_one_line() {
         "latency --spawn --target baseline-disk-read",
         "disk --spawn --target forebay",
         "disk --target baseline-disk-read --fresh",
+        "durable --spawn --target nats",
+        "durable --target baseline-disk-write",
+        "restart --spawn --target baseline-relay",
     ] {
         outputs.push(loadtest(&line.split(' ').collect::<Vec<_>>()));
     }

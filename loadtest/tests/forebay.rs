@@ -112,6 +112,27 @@ fn a_spike_over_the_memory_limit_comes_back_whole() {
 }
 
 #[test]
+fn durable_queues_confirm_and_deliver_everything() {
+    for client in ["wire", "blocking", "tokio"] {
+        let report = measure(&format!("durable --client {client} --consume --count 10000"));
+        assert_eq!(report["received"], 10_000, "{report}");
+        let report = measure(&format!("durable --client {client} --one-in-flight --count 50"));
+        assert_eq!(report["confirmed"], 50, "{report}");
+        assert!(report["p50_us"].as_f64() > Some(0.0), "{report}");
+    }
+    let report = measure("durable --client wire --queues 100 --count 20000");
+    assert_eq!(report["confirmed"], 20_000, "{report}");
+}
+
+#[test]
+fn a_broker_that_is_killed_has_everything_when_it_starts_again() {
+    let report = measure("restart --journal-bytes 4MiB --more 5000");
+    assert_eq!((&report["received"], &report["sent"]), (&9096.into(), &9096.into()));
+    let more = &report["more"];
+    assert!(more["serves_again_s"].as_f64() >= more["start_s"].as_f64(), "{report}");
+}
+
+#[test]
 fn idle_connections_and_queues_are_held() {
     let report = measure("idle --connections 20 --queues 500 --duration 200ms");
     assert!(report["more"]["rss_bytes"].as_u64().unwrap() > 0, "{report}");
