@@ -54,11 +54,11 @@ pub fn run(directory: &Directory, dry_run: bool, mut out: Output) -> Outcome {
     let quarantine = Quarantine::new(directory.path());
     let mut done = Vec::new();
     for problem in &examined.problems {
+        done.push(quarantine.told(problem));
         if !dry_run {
             let repaired = quarantine.repair(problem);
             repaired.map_err(|error| directory.cannot("repair", &error))?;
         }
-        done.push(quarantine.told(problem));
     }
     let mut after = if dry_run { examined } else { Examined::of(directory)? };
     if dry_run {
@@ -91,6 +91,7 @@ fn shown(dry_run: bool, done: &[Done]) -> String {
         let did = match done.done {
             "moved" => format!("moved to {kept}"),
             "group_blanked" => format!("this group is blanked; the file as it was is {kept}"),
+            "made_again" if kept.is_empty() => "made again of the journals' headers".to_owned(),
             "made_again" => format!("made again of the journals' headers; the old one is {kept}"),
             _ => "left as it is".to_owned(),
         };
@@ -120,7 +121,9 @@ impl Quarantine {
             Remedy::Blank { .. } => "group_blanked",
             Remedy::MakeStores(_) => "made_again",
         };
-        let kept_as = (done != "nothing").then(|| self.path.join(&problem.file));
+        // What is missing leaves nothing to keep.
+        let is_kept = done != "nothing" && self.data_dir.join(&problem.file).exists();
+        let kept_as = is_kept.then(|| self.path.join(&problem.file));
         let (file, what) = (problem.file.clone(), problem.what.clone());
         Done { file, offset: problem.offset, what, done, kept_as }
     }

@@ -1,8 +1,10 @@
 //! Directories on which a broker does not start, and what `store repair` makes of them.
 
+use crate::common::{Broker, forebay, outcome};
 use crate::golden::PAGE;
 use crate::{Place, taken};
 use forebay::base::checksum::crc32c;
+use forebay::shard::router::store_of;
 use std::path::PathBuf;
 
 const ALL: [&[u64]; 3] = [&[2, 3, 4, 5, 6, 7, 8, 9], &[1, 2, 3], &[3]];
@@ -96,6 +98,35 @@ fn a_list_of_stores_that_is_damaged_or_missing() {
     let place = Place::new();
     std::fs::remove_file(place.path().join("stores")).unwrap();
     repaired(&place, "is missing, though there is a journal", &[], ALL);
+}
+
+/// Stores without a durable queue have no journal; how many there are decides where names belong.
+#[test]
+fn a_list_of_stores_of_which_some_have_no_journal() {
+    let place = tempfile::tempdir().unwrap();
+    let start = || {
+        let flags = ["--disk-limit", "0", "--shards", "3", "--log", "warn"];
+        Broker::start_in(forebay(), place.path(), &flags)
+    };
+    let broker = start();
+    let is_second_of_three = |name: &String| store_of(name, 3) == 1 && store_of(name, 2) == 0;
+    let name = (0..100).map(|at| format!("q{at}")).find(is_second_of_three).unwrap();
+    let run = |broker: &Broker, arguments: &[&str]| {
+        let mut command = forebay();
+        command.args(arguments).args(["--server", &broker.address.to_string()]);
+        let (code, out, error) = outcome(&mut command);
+        assert_eq!(code, Some(0), "{error}");
+        out
+    };
+    run(&broker, &["queue", "create", &name, "--durable"]);
+    run(&broker, &["publish", &name, "kept"]);
+    drop(broker);
+    std::fs::remove_file(place.path().join("stores")).unwrap();
+    let mut repair = forebay();
+    let (code, text, error) = outcome(repair.args(["store", "repair"]).arg(place.path()));
+    assert_eq!(code, Some(0), "{text}{error}");
+    assert!(text.ends_with("  made again of the journals' headers\n"), "{text}");
+    assert_eq!(run(&start(), &["consume", &name]), "kept\n");
 }
 
 #[test]
