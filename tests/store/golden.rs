@@ -232,7 +232,7 @@ impl Maker<'_> {
 
 fn recover(files: &mut BTreeMap<u32, File>) -> Recovered {
     let numbers: Vec<u32> = files.keys().copied().collect();
-    let read = |files: &mut BTreeMap<u32, File>, number: u32, bytes_max: u64| {
+    let read = |files: &mut BTreeMap<u32, File>, number: u32, bytes_max: u64, _: Pages| {
         let file = &files[&number];
         let bytes = file.metadata().unwrap().len().min(bytes_max);
         let mut pages = Pages::zeroed(bytes as usize);
