@@ -159,6 +159,17 @@ impl<'s> Line<'s> {
         number
     }
 
+    /// Until so many more are confirmed.
+    fn await_confirms(&self, more: u64) {
+        let enough = self.publisher.counts().confirmed + more;
+        let mut looks = 0;
+        while self.publisher.counts().confirmed < enough {
+            looks += 1;
+            assert!(looks < 60_000, "{}: nothing is confirmed", self.queue);
+            pause(1);
+        }
+    }
+
     /// Takes what comes and acks some of it, until it is enough.
     fn consume(&self) -> Vec<Fate> {
         let (mut fates, mut answered) = (Vec::new(), VecDeque::new());
@@ -302,12 +313,17 @@ impl Brokers<'_> {
     }
 
     /// Kills and starts until it is enough. The one that serves then.
-    fn kill_on(&self, scene: &Scene, mut broker: Broker, kills: u64) -> Broker {
+    fn kill_on(&self, lines: &[Line], mut broker: Broker, kills: u64) -> Broker {
+        let scene = lines[0].scene;
         let mut prng = Prng::new(kills);
         let mut killed = 0;
         while killed < kills {
-            let longest = *prng.pick(&[5, 100, 400]);
-            pause(prng.below(longest));
+            match prng.below(6) {
+                0 => pause(prng.below(5)),
+                1 => pause(prng.below(300)),
+                // In the midst of it.
+                _ => prng.pick(lines).await_confirms(1 + prng.below(400)),
+            }
             scene.lives.fetch_add(1, SeqCst);
             self.kill(broker);
             killed += 1;
@@ -346,7 +362,7 @@ fn nothing_is_lost(backend: &'static str) {
         let stop = StopGuard(&scene);
         let publishing = lines.each_ref().map(|line| scope.spawn(|| line.publish()));
         let consuming = lines.each_ref().map(|line| scope.spawn(|| line.consume()));
-        let broker = brokers.kill_on(&scene, broker, kills());
+        let broker = brokers.kill_on(&lines, broker, kills());
         drop(stop);
         let published = publishing.map(|thread| thread.join().unwrap());
         let fates = consuming.map(|thread| thread.join().unwrap());
