@@ -355,7 +355,9 @@ fn nothing_is_lost(backend: &'static str) {
         pause_max: Duration::from_millis(50),
         ..ReconnectPolicy::within(PATIENCE)
     };
-    let connect = ConnectOptions { reconnect, ..broker.options() };
+    // A broker that recovers is waited for: a connection that is given up meanwhile is served too,
+    // and what it asked for may be done after what the next one asked for.
+    let connect = ConnectOptions { reconnect, connect_timeout: PATIENCE, ..broker.options() };
     let scene = Scene::default();
     let lines = QUEUES.map(|queue| Line::open(&scene, &connect, queue));
     let outcomes = std::thread::scope(|scope| {
