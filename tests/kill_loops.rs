@@ -139,7 +139,7 @@ impl<'s> Line<'s> {
                 continue;
             }
             let life = self.scene.lives.load(SeqCst);
-            let confirm = self.publisher.publish(&body(number)).unwrap();
+            let confirm = self.publisher.publish(&body(number)[..]).unwrap();
             number += 1;
             match prng.below(1000) {
                 // Alone on its way, as of one who waits for each.
@@ -157,6 +157,17 @@ impl<'s> Line<'s> {
         let counts = self.publisher.counts();
         assert_eq!((counts.published, counts.confirmed, counts.failed), (number, number, 0));
         number
+    }
+
+    /// Until so many more are confirmed.
+    fn await_confirms(&self, more: u64) {
+        let enough = self.publisher.counts().confirmed + more;
+        let mut looks = 0;
+        while self.publisher.counts().confirmed < enough {
+            looks += 1;
+            assert!(looks < 60_000, "{}: nothing is confirmed", self.queue);
+            pause(1);
+        }
     }
 
     /// Takes what comes and acks some of it, until it is enough.
@@ -302,21 +313,26 @@ impl Brokers<'_> {
     }
 
     /// Kills and starts until it is enough. The one that serves then.
-    fn kill_on(&self, scene: &Scene, mut broker: Broker, kills: u64) -> Broker {
+    fn kill_on(&self, lines: &[Line], mut broker: Broker, kills: u64) -> Broker {
+        let scene = lines[0].scene;
         let mut prng = Prng::new(kills);
         let mut killed = 0;
         while killed < kills {
-            let longest = *prng.pick(&[5, 100, 400]);
-            pause(prng.below(longest));
+            match prng.below(6) {
+                0 => pause(prng.below(5)),
+                1 => pause(prng.below(300)),
+                // In the midst of it.
+                _ => prng.pick(lines).await_confirms(1 + prng.below(400)),
+            }
             scene.lives.fetch_add(1, SeqCst);
             self.kill(broker);
             killed += 1;
             while prng.chance(300) {
-                self.kill_early(*prng.pick(&["1", "2", "3"]), prng.below(60));
+                self.kill_early(prng.pick(&["1", "2", "3"]), prng.below(60));
                 killed += 1;
             }
             scene.lives.fetch_add(1, SeqCst);
-            broker = self.start(*prng.pick(&["1", "2", "3"]));
+            broker = self.start(prng.pick(&["1", "2", "3"]));
         }
         broker
     }
@@ -339,14 +355,16 @@ fn nothing_is_lost(backend: &'static str) {
         pause_max: Duration::from_millis(50),
         ..ReconnectPolicy::within(PATIENCE)
     };
-    let connect = ConnectOptions { reconnect, ..broker.options() };
+    // A broker that recovers is waited for: a connection that is given up meanwhile is served too,
+    // and what it asked for may be done after what the next one asked for.
+    let connect = ConnectOptions { reconnect, connect_timeout: PATIENCE, ..broker.options() };
     let scene = Scene::default();
     let lines = QUEUES.map(|queue| Line::open(&scene, &connect, queue));
     let outcomes = std::thread::scope(|scope| {
         let stop = StopGuard(&scene);
         let publishing = lines.each_ref().map(|line| scope.spawn(|| line.publish()));
         let consuming = lines.each_ref().map(|line| scope.spawn(|| line.consume()));
-        let broker = brokers.kill_on(&scene, broker, kills());
+        let broker = brokers.kill_on(&lines, broker, kills());
         drop(stop);
         let published = publishing.map(|thread| thread.join().unwrap());
         let fates = consuming.map(|thread| thread.join().unwrap());
