@@ -147,14 +147,19 @@ impl DeadLetters {
         assert!(before.is_none(), "a message dies once");
     }
 
-    /// Adds to an entry of the same run, where there is no memory for one more. False: none is.
-    pub fn merge(&mut self, portion: &Portion, reason: MoveReason) -> bool {
+    /// Adds to an entry of the same run, where there is no memory for one more. False: none is. An
+    /// entry has one text: of messages of which different things were said, none is kept.
+    pub fn merge(&mut self, portion: &Portion, reason: MoveReason, text: &str) -> bool {
         let end = portion.run.sequence + u64::from(portion.run.count);
         let mut near = self.waiting.range(portion.run.sequence..end);
         let same = |dead: &Dead| dead.reason == reason && dead.portion.is_of(&portion.run);
         let Some((&key, _)) = near.find(|(_, dead)| same(dead)) else { return false };
         let mut dead = self.waiting.remove(&key).expect("just found");
         dead.portion.add(portion);
+        if *dead.text != *text {
+            self.text_bytes -= dead.text.len();
+            dead.text = Rc::from("");
+        }
         self.waiting.insert(dead.portion.first_sequence(), dead);
         true
     }

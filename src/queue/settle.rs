@@ -357,7 +357,7 @@ impl Subscription {
         self.in_flight -= count;
         self.dead_lettering += count;
         self.note_span(&portion);
-        if !(self.is_tight(parts) && self.dead.merge(&portion, reason)) {
+        if !(self.is_tight(parts) && self.dead.merge(&portion, reason, text.text)) {
             self.dead.put(portion, reason, text.keep());
         }
         self.settle_charge(parts);

@@ -180,7 +180,7 @@ fn worse_state(one: Option<String>, other: Option<String>) -> Option<String> {
 
 impl Core {
     /// Takes a frame that is about to be said to a client if it is a part of an answer that is
-    /// being gathered. The last part lets the answer go.
+    /// being gathered. Where it may be the last, [`Core::send_gathered`] comes next.
     pub(super) fn gather(
         &mut self,
         key: Key,
@@ -196,12 +196,21 @@ impl Core {
         let found = gathers.position(|gather| gather.takes(shard, opcode, correlation));
         let Some(nth) = found else { return false };
         crossing.gathers[nth].add(shard, opcode, header.handle, payload);
-        if crossing.gathers[nth].waiting == 0 {
-            let (opcode, handle, payload) = crossing.gathers.remove(nth).finish();
-            connection.send(opcode, handle, correlation, &payload);
-            self.flush_later(key);
-        }
         true
+    }
+
+    /// Lets go what is whole of a client's answers.
+    pub(super) fn send_gathered(&mut self, key: Key) {
+        let Some(connection) = self.connections.at_mut(key) else { return };
+        while let Some(crossing) = &mut connection.crossing
+            && let Some(nth) = crossing.gathers.iter().position(|gather| gather.waiting == 0)
+        {
+            let gather = crossing.gathers.remove(nth);
+            let correlation = gather.correlation;
+            let (opcode, handle, payload) = gather.finish();
+            connection.send(opcode, handle, correlation, &payload);
+        }
+        self.flush_later(key);
     }
 
     /// As [`Core::gather`], for this shard's own part.
@@ -216,8 +225,13 @@ impl Core {
         let gathers = |c: &super::connection::Connection| {
             c.crossing.as_ref().is_some_and(|crossing| !crossing.gathers.is_empty())
         };
-        self.connections.at(key).is_some_and(gathers)
-            && self.gather(key, self.config.shard as usize, opcode, header, &payload())
+        let own = self.config.shard as usize;
+        let is_part = self.connections.at(key).is_some_and(gathers)
+            && self.gather(key, own, opcode, header, &payload());
+        if is_part {
+            self.send_gathered(key);
+        }
+        is_part
     }
 }
 

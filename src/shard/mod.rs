@@ -213,8 +213,11 @@ impl<W: World> Shard<W> {
         }
     }
 
-    /// Makes it one of several shards; before the first tick. `wake` makes the poll of another
-    /// shard return.
+    /// Makes it one of several shards; before everything else, for its memory is of another budget
+    /// from then on. `wake` makes the poll of another shard return.
+    ///
+    /// # Panics
+    /// If it has used memory.
     pub fn join(&mut self, office: Arc<Office>, adoptions: Adoptions<W>, wake: Box<dyn Fn(usize)>) {
         let config = &self.core.config;
         let (own, common) = (config.shard as usize, Arc::clone(office.budget()));

@@ -28,6 +28,11 @@ impl Core {
     /// From now on this is one of several shards.
     pub(super) fn join(&mut self, post: Post, budget: crate::queue::memory::Budget) {
         self.remotes = (0..post.shards()).map(|_| Default::default()).collect();
+        assert_eq!(
+            self.memory.budget.used_bytes(),
+            0,
+            "what was charged before would be forgotten"
+        );
         self.memory.budget = budget;
         let waiting_bytes = post.waiting_bytes();
         self.memory.budget.charge(Account::Mailboxes, waiting_bytes);
@@ -179,7 +184,9 @@ impl Core {
             let payload = &after[..header.payload_bytes as usize];
             rest = &rest[end..];
             if self.note_reply(from, key, &header, payload) {
+                // What came before it goes out before the answer that it may be the last part of.
                 self.put_plain(from, key, &plain[..plain_bytes]);
+                self.send_gathered(key);
                 gathered_bytes += end;
                 (plain, plain_bytes) = (rest, 0);
             } else {

@@ -59,10 +59,6 @@ impl<W: SimulatedWorld> Cluster<W> {
             let commands = commands();
             let told = Arc::clone(&commands);
             let mut shard = Shard::new(config, net, disk, clock, Rc::new(HeapSlabs), told);
-            if let Some(spill) = plan.spill {
-                let opened = shard.open_spill(spill.shape, Arc::clone(&disk_budget));
-                opened.expect("the simulated disk opens every file");
-            }
             if shards > 1 {
                 let universe = Rc::clone(universe);
                 let wake = move |to| {
@@ -70,6 +66,10 @@ impl<W: SimulatedWorld> Cluster<W> {
                     universe.net.borrow_mut().wake(to);
                 };
                 shard.join(Arc::clone(&office), Arc::clone(&rings), Box::new(wake));
+            }
+            if let Some(spill) = plan.spill {
+                let opened = shard.open_spill(spill.shape, Arc::clone(&disk_budget));
+                opened.expect("the simulated disk opens every file");
             }
             Member {
                 shard,

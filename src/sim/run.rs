@@ -186,7 +186,9 @@ impl<W: SimulatedWorld> Run<W> {
             self.universe.cover(Cover::MemoryFull);
             self.stage.memory_full_ns = Some(self.universe.mono().0);
         }
-        if self.stage.plan.calm {
+        // Who had the front of a large message whose rest is lost is ended there too, and the word
+        // of it is on the way; at the end it must have come.
+        if self.stage.plan.calm && !self.universe.device.borrow().has_damage() {
             self.stage.model.check_suspects()?;
         }
         self.watch.check(&self.cluster, &self.stage.plan, &self.universe, recounts)?;

@@ -232,6 +232,29 @@ fn ranges_of_several_shards_are_cut_and_their_answers_gathered() {
 }
 
 #[test]
+fn a_gathered_answer_overtakes_nothing() {
+    let mut town = Town::new(2, roomy());
+    let client = town.open(0);
+    let names = [0, 1].map(|shard| name_at(shard, 2, 0));
+    for (nth, name) in (0..).zip(&names) {
+        town.create(client, name);
+        town.produce(client, name, 10 + nth);
+        town.frame(client, Opcode::Publish, 10 + nth, &batch_of(0, 1, &[b"a"]));
+        assert_eq!(bodies_of(&town.consume(client, name, 20 + nth)).len(), 1);
+    }
+    // Both are answered by the other shard at once, the ack last; its part here is done before.
+    let describe = wire::QueueDescribeT { name: names[1].clone() };
+    let describe = Request::QueueDescribe(describe);
+    let mut all = encode(Opcode::QueueDescribe, 0, 6, &describe.encode());
+    let range = |nth: u32| AckRange { handle: 20 + nth, first: 1, last: 1 }.encode();
+    all.extend(encode(Opcode::Ack, 0, 7, &[range(0), range(1)].concat()));
+    town.bytes(client, &all);
+    town.turns(3);
+    let answers: Vec<_> = town.take(client).iter().map(|(header, _)| header.correlation).collect();
+    assert_eq!(answers, [6, 7]);
+}
+
+#[test]
 fn lists_and_figures_are_of_all_shards() {
     let mut town = Town::new(3, tiny());
     let client = town.open(1);
