@@ -22,7 +22,7 @@ use crate::protocol::hot::Reached;
 use crate::queue::outbox::QueueChange;
 use crate::shard::carry::{Round, note_body, tell_change, tell_definition, tell_subscription};
 use crate::shard::core::{Core, QueueSlot};
-use crate::shard::moves::MoveDone;
+use crate::shard::moves::{Move, MoveDone};
 use crate::shard::options::Refused;
 use crate::storage::journal::{
     AppendError, Journal, JournalCounters, JournalRequest, JournalShape, Progress,
@@ -63,6 +63,9 @@ struct Told {
 pub(super) enum Deferred {
     /// A connection's request is answered.
     Answer(Key, FrameHeader, Answer),
+    /// A message leaves for another queue: that it is here, and why it goes, cannot be forgotten
+    /// any more, so nobody else gets it and no other message gets its sequence.
+    Ask(Box<Move>),
     /// A move is done here: the source's home is to know.
     Moved(usize, MoveDone),
     /// A move is noted here: its target, on that shard, may forget it.
@@ -150,9 +153,12 @@ impl Stores {
         self.list.iter().all(Store::is_idle)
     }
 
-    /// Whether a queue has something to tell and the journal takes it.
+    /// Whether a queue has something to tell, or something waits for what was told, and the
+    /// journal takes it.
     pub fn has_work(&self) -> bool {
-        self.list.iter().any(|store| !store.changed.is_empty() && store.backlog.is_empty())
+        let waits = |store: &Store| store.deferred.back().is_some_and(|(group, _)| group.is_none());
+        let has = |store: &Store| !store.changed.is_empty() || waits(store);
+        self.list.iter().any(|store| has(store) && store.backlog.is_empty())
     }
 }
 
@@ -228,6 +234,10 @@ impl Store {
         self.journal.as_ref().map_or(0, |journal| journal.segments().len())
     }
 
+    pub fn oldest_segment(&self) -> Option<u64> {
+        self.journal.as_ref()?.segments().next().map(|oldest| oldest.segment)
+    }
+
     pub fn segment_bytes(&self) -> u64 {
         self.shape.segment_bytes
     }
@@ -248,7 +258,14 @@ impl Store {
                 && self.backlog.is_empty()
                 && self.unsynced.is_empty()
                 && self.unwritten.is_empty()
-                && self.deferred.is_empty())
+                && self.deferred.is_empty()
+                && journal.progress().synced >= self.last_group())
+    }
+
+    /// Messages of a queue came back from disk: they are not synced before the journal says so.
+    pub fn note_returned(&mut self, queue: Key, end_sequence: u64) {
+        let group = self.progress().written;
+        self.unsynced.push_back(Told { group, queue, end_sequence });
     }
 
     /// Puts a record behind all that waits.
@@ -311,16 +328,27 @@ impl Store {
 
     /// What waits for all that was told waits for the last group.
     fn settle_deferred(&mut self) {
+        // What was read back at the start counts as told, and is not synced at first.
+        let last_group = self.last_group();
         let Some(journal) = &mut self.journal else { return };
         let mut is_new = false;
         for (group, _) in self.deferred.iter_mut().rev() {
             if group.is_some() {
                 break;
             }
-            *group = Some(self.last_group);
+            *group = Some(last_group);
             is_new = true;
         }
         if is_new {
+            journal.sync();
+        }
+    }
+
+    /// What was told without need of a sync is synced, too: it is the last chance.
+    fn sync(&mut self) {
+        if let Some(journal) = &mut self.journal
+            && journal.progress().synced < self.last_group
+        {
             journal.sync();
         }
     }
@@ -455,6 +483,13 @@ impl Core {
         }
         if is_told {
             self.stores.list[index].settle_deferred();
+            // Where all that was told is synced already, nothing more will end.
+            while let Some(what) = self.stores.list[index].poll_deferred() {
+                self.go_on_with(index, what);
+            }
+        }
+        if self.draining.is_some() {
+            self.stores.list[index].sync();
         }
         if self.stores.list[index].is_poisoned() {
             self.fail_deferred(index);
@@ -472,6 +507,13 @@ impl Core {
             match what {
                 Deferred::Answer(connection, header, _) => {
                     self.refuse(connection, &header, code, &text);
+                }
+                Deferred::Ask(asked) => {
+                    let home = self.config.shard;
+                    let (key, outcome) = (asked.key, Err(code.name()));
+                    let bytes = asked.charged_bytes();
+                    let done = MoveDone { key, home, target: None, bytes, outcome };
+                    self.handle_move_done(done, self.now);
                 }
                 Deferred::Moved(home, done) => {
                     let outcome = Err(code.name());
@@ -621,6 +663,7 @@ impl Core {
             Deferred::Answer(connection, header, answer) => {
                 self.answer(connection, &header, &answer);
             }
+            Deferred::Ask(asked) => self.ask_move(*asked, self.now),
             Deferred::Moved(home, done) => self.send_move_done(home, done),
             Deferred::Settle(home, target, name) => self.send_settled(home, target, name),
         }
