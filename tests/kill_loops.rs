@@ -328,11 +328,11 @@ impl Brokers<'_> {
             self.kill(broker);
             killed += 1;
             while prng.chance(300) {
-                self.kill_early(prng.pick(&["1", "2", "3"]), prng.below(60));
+                self.kill_early(*prng.pick(&["1", "2", "3"]), prng.below(60));
                 killed += 1;
             }
             scene.lives.fetch_add(1, SeqCst);
-            broker = self.start(prng.pick(&["1", "2", "3"]));
+            broker = self.start(*prng.pick(&["1", "2", "3"]));
         }
         broker
     }

@@ -164,14 +164,8 @@ impl DeadLetters {
         true
     }
 
-    /// The next one to go, if it is before `end`. Waits for its records where they are on disk.
-    pub fn poll(
-        &mut self,
-        subscription: Key,
-        now: Mono,
-        end: u64,
-        log: &mut Log,
-    ) -> Option<MoveOut> {
+    /// The next one to go. Waits for its records where they are on disk.
+    pub fn poll(&mut self, subscription: Key, now: Mono, log: &mut Log) -> Option<MoveOut> {
         // A refusal since may have begun a pause: then it is that end that is waited for.
         self.waits = false;
         if self.out_dead >= MOVES_MAX {
@@ -188,8 +182,7 @@ impl DeadLetters {
         let next = match again {
             true => self.refused.first_key_value().map(|(_, dead)| dead.portion.run),
             false => self.waiting.first_key_value().map(|(_, dead)| dead.portion.run),
-        };
-        let next = next.filter(|next| next.sequence + u64::from(next.count) <= end)?;
+        }?;
         self.waits = log.need(&next).is_err();
         if self.waits {
             return None;

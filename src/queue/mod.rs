@@ -288,8 +288,14 @@ impl Queue {
             None if id != 0 && next_sequence != 1 => return Err(OpenProducerError::Unknown),
             None => next_sequence,
         };
+        // Its last messages were written, and the device did not keep them.
+        if known.is_some() && next_sequence > first {
+            return Err(OpenProducerError::Unknown);
+        }
         let mut producer = Producer::new(owner, id, first, self.window_ahead());
-        let confirmed = known.and_then(|known| self.unconfirmed(&known)).unwrap_or(first);
+        // What the producer does not send again was confirmed before.
+        let confirmed = known.and_then(|known| self.unconfirmed(&known));
+        let confirmed = confirmed.map_or(first, |from| from.max(next_sequence).min(first));
         if self.outbox.is_some() {
             producer.hold_from(confirmed);
         }

@@ -76,6 +76,12 @@ impl Outbox {
         Outbox { written: end_sequence, synced: end_sequence, ..Outbox::default() }
     }
 
+    /// Of a queue whose messages before `end_sequence` were read from disk: a process before this
+    /// one has written them, and nobody knows yet whether the device keeps them.
+    pub(super) fn returned(end_sequence: u64) -> Outbox {
+        Outbox { written: end_sequence, synced: 1, ..Outbox::default() }
+    }
+
     /// Whether there is nothing to tell.
     pub fn is_empty(&self) -> bool {
         !self.defined

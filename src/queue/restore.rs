@@ -85,17 +85,19 @@ impl Queue {
         Ok(Restoring { key, failures: state.failures.into() })
     }
 
-    /// Adds producer ids and moves that it has taken.
+    /// Adds producer ids and moves that it has taken. Nobody is told that what a producer gave is
+    /// held before all messages up to `end_sequence` are as safe as they are to be.
     pub fn restore_known(
         &mut self,
         producers: impl IntoIterator<Item = (u64, u64)>,
         moves: impl IntoIterator<Item = MoveName>,
+        end_sequence: u64,
         memory: &mut Memory,
     ) {
         for (id, last_sequence) in producers {
             if self.known.len() < self.bounds.producers_max {
                 memory.budget.charge(Account::Handles, KNOWN_BYTES);
-                self.known.close(id, last_sequence, None);
+                self.known.close(id, last_sequence, Some((1, end_sequence)));
             }
         }
         for name in moves {
@@ -190,7 +192,7 @@ impl Queue {
             subscription.settle_restored(&mut parts);
         }
         self.log.settle_charge(memory);
-        self.outbox = Some(Box::new(Outbox::new(self.log.next_sequence())));
+        self.outbox = Some(Box::new(Outbox::returned(self.log.next_sequence())));
         self.counters.lost_damaged
     }
 

@@ -5,7 +5,6 @@ use crate::base::slot_map::Key;
 use crate::base::time::{Mono, Now};
 use crate::limits::{BACKOFF_LIST_MAX, NAME_BYTES_MAX, RUN_RECORDS_MAX, SUBSCRIPTIONS_MAX};
 use crate::protocol::error::ErrorCode;
-use crate::protocol::hot::Reached;
 use crate::queue::consumer::Owner;
 use crate::queue::dead::MoveOut;
 use crate::queue::due::DUE_BYTES;
@@ -296,12 +295,10 @@ impl Queue {
     /// The next message that another queue shall have. It is held here until
     /// [`Queue::handle_moved`].
     pub fn poll_move(&mut self, now: Now) -> Option<MoveOut> {
-        // What is not safe yet may be gone after a crash, and another have its sequence.
-        let end = self.outbox.as_ref().map_or(u64::MAX, |outbox| outbox.end_of(Reached::Synced));
         for nth in 0..self.turns.len() {
             let key = self.turns[nth];
             let subscription = self.subscriptions.at_mut(key)?;
-            let out = subscription.dead.poll(key, now.mono, end, &mut self.log);
+            let out = subscription.dead.poll(key, now.mono, &mut self.log);
             if out.is_some() {
                 return out;
             }

@@ -46,6 +46,13 @@ pub(super) struct Move {
     pub message: MovedMessage,
 }
 
+impl Move {
+    /// What it takes while it is under way.
+    pub fn charged_bytes(&self) -> usize {
+        self.message.bytes() + NOTES_BYTES
+    }
+}
+
 /// What became of a [`Move`].
 pub(super) struct MoveDone {
     /// Which.
@@ -116,13 +123,21 @@ impl Core {
 
     /// Takes a move to its target's home.
     pub fn send_move(&mut self, asked: Move, now: Now) {
-        let (key, bytes) = (asked.key, asked.message.bytes() + NOTES_BYTES);
+        let (key, bytes) = (asked.key, asked.charged_bytes());
         if self.memory.budget.try_charge(Account::Moves, bytes).is_err() {
             let outcome = Err(MEMORY_REASON);
             let home = self.config.shard;
             let done = MoveDone { key, home, target: None, bytes: 0, outcome };
             return self.handle_move_done(done, now);
         }
+        match self.queues.at(key.queue).and_then(|slot| slot.store) {
+            Some(store) => self.stores.at(store).defer(Deferred::Ask(Box::new(asked))),
+            None => self.ask_move(asked, now),
+        }
+    }
+
+    /// See [`Core::send_move`].
+    pub(super) fn ask_move(&mut self, asked: Move, now: Now) {
         let to = home(&asked.target, self.config.stores, self.config.shards);
         if to == self.config.shard {
             let done = self.handle_move(asked, now);
@@ -163,7 +178,7 @@ impl Core {
 
     /// Does what a move asks, at its target's home.
     fn handle_move(&mut self, asked: Move, now: Now) -> MoveDone {
-        let (key, bytes) = (asked.key, asked.message.bytes() + NOTES_BYTES);
+        let (key, bytes) = (asked.key, asked.charged_bytes());
         let home = self.config.shard;
         let refused = |code: ErrorCode| {
             let outcome = Err(code.name());
@@ -194,8 +209,9 @@ impl Core {
         // From now on nobody asks for it again.
         let (Ok(()), Some(target)) = (outcome, done.target) else { return };
         let (home, name) = (done.home as usize, done.key.name);
-        match self.queues.at(done.key.queue).and_then(|slot| slot.store) {
-            // Before that is safe it may be asked for again, after a crash.
+        match self.stores.index_of(name.store) {
+            // Before that is safe it may be asked for again, after a crash; also by a queue that
+            // was deleted meanwhile.
             Some(store) => self.stores.at(store).defer(Deferred::Settle(home, target, name)),
             None => self.send_settled(home, target, name),
         }

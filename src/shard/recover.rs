@@ -152,6 +152,8 @@ impl<W: World> Shard<W> {
             brought.lost += slot.queue.restore_end(back.next_sequence, &mut self.core.memory);
             brought.queues += 1;
             brought.messages += slot.queue.messages();
+            let end_sequence = slot.queue.sequences().1;
+            self.core.stores.at(index).note_returned(back.key, end_sequence);
             self.core.arm_queue(back.key);
             self.core.activate(back.key);
         }
@@ -340,7 +342,8 @@ impl Core {
             subscriptions.push(back.map_err(RecoverError::Memory)?);
         }
         let (producers, moves) = (std::mem::take(&mut of.producers), std::mem::take(&mut of.moves));
-        queue.restore_known(producers, moves, &mut self.memory);
+        let end_sequence = of.next_sequence.max(1);
+        queue.restore_known(producers, moves, end_sequence, &mut self.memory);
         let slot = QueueSlot { store: Some(index), ..QueueSlot::new(queue, store.number()) };
         let key = self.queues.insert(Box::new(slot));
         self.names.insert(Rc::from(name.as_str()), key);

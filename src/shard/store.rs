@@ -22,7 +22,7 @@ use crate::protocol::hot::Reached;
 use crate::queue::outbox::QueueChange;
 use crate::shard::carry::{Round, note_body, tell_change, tell_definition, tell_subscription};
 use crate::shard::core::{Core, QueueSlot};
-use crate::shard::moves::MoveDone;
+use crate::shard::moves::{Move, MoveDone};
 use crate::shard::options::Refused;
 use crate::storage::journal::{
     AppendError, Journal, JournalCounters, JournalRequest, JournalShape, Progress,
@@ -76,6 +76,9 @@ struct Told {
 pub(super) enum Deferred {
     /// A connection's request is answered.
     Answer(Key, FrameHeader, Answer),
+    /// A message leaves for another queue: that it is here, and why it goes, cannot be forgotten
+    /// any more, so nobody else gets it and no other message gets its sequence.
+    Ask(Box<Move>),
     /// A move is done here: the source's home is to know.
     Moved(usize, MoveDone),
     /// A move is noted here: its target, on that shard, may forget it.
@@ -174,8 +177,9 @@ impl Stores {
     /// Has what was written without a sync synced: acks, and messages that wait for no sync.
     pub fn sync(&mut self) {
         for store in &mut self.list {
+            let last_group = store.last_group();
             if let Some(journal) = &mut store.journal
-                && journal.progress().synced < store.last_group
+                && journal.progress().synced < last_group
             {
                 journal.sync();
             }
@@ -302,6 +306,10 @@ impl Store {
         self.journal.as_ref().map(Journal::progress).unwrap_or_default()
     }
 
+    pub fn oldest_segment(&self) -> Option<u64> {
+        self.journal.as_ref()?.segments().next().map(|oldest| oldest.segment)
+    }
+
     pub fn segment_bytes(&self) -> u64 {
         self.shape.segment_bytes
     }
@@ -344,7 +352,13 @@ impl Store {
                 && self.backlog.is_empty()
                 && self.deferring.is_empty()
                 && self.deferred.is_empty()
-                && journal.progress().synced >= self.last_group)
+                && journal.progress().synced >= self.last_group())
+    }
+
+    /// Messages of a queue came back from disk: they are not synced before the journal says so.
+    pub fn note_returned(&mut self, queue: Key, end_sequence: u64) {
+        let group = self.progress().written;
+        self.unsynced.push_back(Told { group, queue, end_sequence });
     }
 
     /// Puts a record behind all that waits.
@@ -379,7 +393,9 @@ impl Store {
             let pending = match waiting {
                 Waiting::Record(pending) => pending,
                 Waiting::Deferred(what) => {
-                    self.deferred.push_back((self.last_group, what));
+                    // What was read back at the start counts as told, and is not synced at first.
+                    let last_group = self.last_group.max(journal.progress().written);
+                    self.deferred.push_back((last_group, what));
                     journal.sync();
                     continue;
                 }
@@ -552,6 +568,10 @@ impl Core {
             store.backlog.extend(store.deferring.drain(..).map(Waiting::Deferred));
         }
         self.stores.list[index].append_backlog();
+        // Where all that was told is synced already, nothing more will end.
+        while let Some(what) = self.stores.list[index].poll_deferred() {
+            self.go_on_with(index, what);
+        }
         if self.stores.list[index].is_poisoned() {
             self.fail_deferred(index);
         }
@@ -568,6 +588,13 @@ impl Core {
             match what {
                 Deferred::Answer(connection, header, _) => {
                     self.refuse(connection, &header, code, &text);
+                }
+                Deferred::Ask(asked) => {
+                    let home = self.config.shard;
+                    let (key, outcome) = (asked.key, Err(code.name()));
+                    let bytes = asked.charged_bytes();
+                    let done = MoveDone { key, home, target: None, bytes, outcome };
+                    self.handle_move_done(done, self.now);
                 }
                 Deferred::Moved(home, done) => {
                     let outcome = Err(code.name());
@@ -731,6 +758,7 @@ impl Core {
             Deferred::Answer(connection, header, answer) => {
                 self.answer(connection, &header, &answer);
             }
+            Deferred::Ask(asked) => self.ask_move(*asked, self.now),
             Deferred::Moved(home, done) => self.send_move_done(home, done),
             Deferred::Settle(home, target, name) => self.send_settled(home, target, name),
         }

@@ -10,6 +10,8 @@
 //! One group is in flight at a time, so what is not whole and has a whole group of the log behind
 //! it is damage: it is reported, and reading goes on at the next page that has one. What has none
 //! is the torn tail of a write that was never confirmed. Sequences tell how many groups are lost.
+//! Of the last segment what is missing counts only if a later group says that it was synced: else
+//! the machine stopped before it was on disk, and what stands behind it ends the log as well.
 //!
 //! What is found of a segment, and what it is then:
 //!
@@ -234,6 +236,13 @@ impl Replay {
             let place = GroupPlace { store: self.store, epoch, segment, page };
             match Group::decode(&image[offset..], &place) {
                 Ok(group) if group.group >= end => break,
+                Ok(group)
+                    if group.group > self.recovered.end.group
+                        && self.next_file().is_none()
+                        && !self.was_synced(&image[offset..], &place) =>
+                {
+                    break;
+                }
                 Ok(group) => {
                     offset += group.image_bytes();
                     if group.group > self.recovered.end.group {
@@ -254,6 +263,19 @@ impl Replay {
             }
         }
         groups
+    }
+
+    /// Whether the group that is missing was synced, as one of those says that are left in the last
+    /// segment. If it was not, none of these was: whoever relied on them relied on it as well.
+    fn was_synced(&self, image: &[u8], place: &GroupPlace) -> bool {
+        let missing = self.recovered.end.group;
+        let mut offsets = (0..image.len()).step_by(DISK_ALIGN_BYTES);
+        let says = |offset: usize| {
+            let page = place.page + (offset / DISK_ALIGN_BYTES) as u32;
+            let group = Group::decode(&image[offset..], &GroupPlace { page, ..*place });
+            group.is_ok_and(|group| group.synced >= missing)
+        };
+        self.synced >= missing || offsets.any(says)
     }
 
     /// Where the log ends, and all that was found on the way.
