@@ -31,6 +31,8 @@ const LISTEN: &str = "127.0.0.2:0";
 const KILLS: u64 = 20;
 /// Each in a store of its own where there are two, with a publisher and a consumer.
 const QUEUES: [&str; 2] = ["first", "other-queue"];
+/// With so many it is started again; the stores stay two.
+const SHARDS: [&str; 3] = ["1", "2", "3"];
 /// A publisher is no further ahead of the acks.
 const AHEAD_MAX: u64 = 4000;
 /// A consumer that holds so many unacked gives them back, by ending.
@@ -328,11 +330,11 @@ impl Brokers<'_> {
             self.kill(broker);
             killed += 1;
             while prng.chance(300) {
-                self.kill_early(prng.pick(&["1", "2", "3"]), prng.below(60));
+                self.kill_early(prng.pick(&SHARDS), prng.below(60));
                 killed += 1;
             }
             scene.lives.fetch_add(1, SeqCst);
-            broker = self.start(prng.pick(&["1", "2", "3"]));
+            broker = self.start(prng.pick(&SHARDS));
         }
         broker
     }
