@@ -330,14 +330,19 @@ impl Brokers<'_> {
             self.kill(broker);
             killed += 1;
             while prng.chance(300) {
-                self.kill_early(prng.pick(&SHARDS), prng.below(60));
+                let ms = prng.below(60);
+                self.kill_early(shards(&mut prng), ms);
                 killed += 1;
             }
             scene.lives.fetch_add(1, SeqCst);
-            broker = self.start(prng.pick(&SHARDS));
+            broker = self.start(shards(&mut prng));
         }
         broker
     }
+}
+
+fn shards(prng: &mut Prng) -> &'static str {
+    SHARDS[prng.below(SHARDS.len() as u64) as usize]
 }
 
 fn kills() -> u64 {
