@@ -11,7 +11,7 @@ use crate::io::memory::MappedSlabs;
 use crate::io::mio_net::{MioNet, NetWaker};
 use crate::io::thread_disk::WakeUp;
 use crate::io::uring_disk::Refusal;
-use crate::io::{RealWorld, World, volume};
+use crate::io::{Clock, RealWorld, World, volume};
 use crate::limits::{ADOPTIONS_MAX, MEMORY_GRANT_BYTES, memory_reserve_bytes};
 use crate::queue::memory::CommonBudget;
 use crate::server::disk_limit::SPILL_FILE_NAMES;
@@ -30,6 +30,9 @@ use std::thread::JoinHandle;
 
 /// For connections that were just closed to take the last bytes, at the very end.
 const FINISH_MS: u64 = 500;
+
+/// After so long a client may have given a connection up that nobody accepted.
+const PATIENCE_MS: u64 = 1000;
 
 /// What a shard's thread has to say.
 enum Word {
@@ -162,9 +165,9 @@ fn log_disks(kinds: &[(usize, DiskKind)]) {
 
 /// Says what has come back, and what has not.
 fn log_store(store: u32, back: &RecoveredStore) {
-    let RecoveredStore { queues, messages, read_bytes, lost, damages } = back;
+    let RecoveredStore { queues, messages, read_bytes, took_ms, lost, damages } = back;
     if *read_bytes > 0 {
-        tracing::info!(store, queues, messages, read_bytes, "recovered");
+        tracing::info!(store, queues, messages, read_bytes, took_ms, "recovered");
     }
     for damage in damages {
         tracing::error!(store, %damage, "damage");
@@ -273,6 +276,7 @@ impl ShardThread {
             shard.open_spill(shape, self.disk_budget).map_err(ServeError::SpillFile)?;
         }
         let own = (0..).zip(&self.stores);
+        let began = shard.world().2.now().mono;
         for (number, &id) in
             own.filter(|(number, _)| number % self.config.shards == self.nth as u32)
         {
@@ -283,6 +287,9 @@ impl ShardThread {
         // Where the start has failed elsewhere, nobody says it, and this ends as well.
         if self.go.recv().is_err() {
             return Ok(());
+        }
+        if shard.world().2.now().mono.ms_since(began) > PATIENCE_MS {
+            shard.shed_waiting();
         }
         while shard.tick().map_err(ServeError::Ended)? == Status::Running {}
         tracing::info!(shard = self.nth, "drained");

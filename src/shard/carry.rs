@@ -25,6 +25,8 @@ use std::rc::Rc;
 
 /// A body's group and sequence: of the messages from there on none stands in an older group.
 pub(super) type Body = (u64, u64);
+/// So many segments are not worth a round.
+const SEGMENTS_FEW: usize = 2;
 /// Bodies of a queue are told apart by so many groups.
 const BODY_GROUPS: u64 = 16;
 
@@ -42,14 +44,17 @@ pub(super) struct Round {
     is_under_way: bool,
     /// All is told, but not synced.
     is_ending: bool,
+    /// Rounds that begin at once: the log that was found is longer than it need be.
+    hasty: u32,
     /// The oldest body of all queues that were met, by its group.
     oldest_body: u64,
 }
 
 impl Round {
-    /// None yet; the log is needed from this group on.
-    pub fn new(needed: u64) -> Round {
+    /// None yet; the log is needed from this group on, and has so many segments.
+    pub fn new(needed: u64, segments: usize) -> Round {
         Round {
+            hasty: if segments > SEGMENTS_FEW { 2 } else { 0 },
             before: needed,
             begun: needed,
             bytes_at: 0,
@@ -59,6 +64,13 @@ impl Round {
             is_ending: false,
             oldest_body: u64::MAX,
         }
+    }
+}
+
+impl Round {
+    /// Whether there are queues left to be told anew.
+    pub fn is_under_way(&self) -> bool {
+        self.is_under_way
     }
 }
 
@@ -127,11 +139,12 @@ impl Store {
     fn begin_round(&mut self) -> bool {
         let written = self.counters().group_bytes;
         // Where no segment can be made, what is needed no more is wanted back at once.
-        let due = match self.is_blocked() {
-            true => 1,
+        let due = match self.is_blocked() || self.round.hasty > 0 {
+            true => 0,
             false => (self.round.cost_bytes * 4).max(self.segment_bytes()),
         };
-        if written < self.round.bytes_at + due || self.round.is_ending {
+        let nothing_new = self.is_blocked() && written == self.round.bytes_at;
+        if written < self.round.bytes_at + due || self.round.is_ending || nothing_new {
             return false;
         }
         self.round.is_under_way = true;
@@ -152,11 +165,13 @@ impl Store {
     /// All that a round told is synced: the log before this group can go.
     pub(super) fn end_round(&mut self, needed: u64) {
         self.round.is_ending = false;
+        let hasty = self.round.hasty;
+        self.round.hasty = hasty.saturating_sub(1);
         if let Some(journal) = self.journal()
             && needed > 1
         {
             journal.release(needed - 1);
-            if journal.blocked().is_some() {
+            if journal.blocked().is_some() || hasty == 1 {
                 journal.roll();
             }
         }

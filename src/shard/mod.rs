@@ -246,6 +246,14 @@ impl<W: World> Shard<W> {
         Ok(())
     }
 
+    /// Closes the connections that have waited to be accepted: who opened them has given up by now
+    /// and comes again, and what an old one still says must not be mistaken for the new one.
+    pub fn shed_waiting(&mut self) {
+        while let Accepted::Socket(socket, _) = self.net.accept() {
+            self.net.close(socket);
+        }
+    }
+
     /// One pass. Blocks only in [`Net::poll`], and there not while anything is left to do.
     ///
     /// # Errors

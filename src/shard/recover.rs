@@ -78,6 +78,8 @@ pub struct RecoveredStore {
     pub messages: u64,
     /// Bytes of segments that were read.
     pub read_bytes: u64,
+    /// How long it took.
+    pub took_ms: u64,
     /// Messages that stand nowhere, once for each subscription.
     pub lost: u64,
     /// What of the journal was damaged.
@@ -113,6 +115,7 @@ impl<W: World> Shard<W> {
             budget.charge(files.iter().flatten().count() as u64 * shape.segment_bytes);
         }
         self.core.now = self.clock.now();
+        let began = self.core.now.mono;
         let mut brought = RecoveredStore::default();
         let mut state = StoreState::default();
         let mut recovered = self.read_journal(number, id, &files, |_, group, record| {
@@ -157,6 +160,7 @@ impl<W: World> Shard<W> {
             self.core.arm_queue(back.key);
             self.core.activate(back.key);
         }
+        brought.took_ms = self.clock.now().mono.ms_since(began);
         brought.read_bytes = recovered.live.len() as u64 * shape.segment_bytes;
         brought.damages = recovered.damages;
         Ok(brought)

@@ -75,7 +75,7 @@ struct Told {
 /// Something that waits until all that was told before it is synced.
 pub(super) enum Deferred {
     /// A connection's request is answered.
-    Answer(Key, FrameHeader, Answer),
+    Answer(Key, FrameHeader, Box<Answer>),
     /// A message leaves for another queue: that it is here, and why it goes, cannot be forgotten
     /// any more, so nobody else gets it and no other message gets its sequence.
     Ask(Box<Move>),
@@ -222,7 +222,9 @@ impl Stores {
     /// Whether a queue has something to tell and the journal takes it.
     pub fn has_work(&self) -> bool {
         self.list.iter().any(|store| {
-            let waits = !store.changed.is_empty() || !store.deferring.is_empty();
+            let waits = !store.changed.is_empty()
+                || !store.deferring.is_empty()
+                || store.round.is_under_way();
             waits && store.has_room()
         })
     }
@@ -238,7 +240,9 @@ impl Store {
         files: Vec<Option<FileId>>,
     ) -> Store {
         let journal = recovered.map(|recovered| Journal::open(id, shape, recovered));
-        let round = Round::new(recovered.map_or(1, |recovered| recovered.needed));
+        let (needed, segments) =
+            recovered.map_or((1, 0), |recovered| (recovered.needed, recovered.live.len()));
+        let round = Round::new(needed, segments);
         let epoch = recovered.map_or(0, |recovered| recovered.epoch) + 1;
         Store {
             number,
@@ -512,7 +516,7 @@ impl Core {
     ) {
         match store {
             Some(store) => {
-                let what = Deferred::Answer(connection, *header, answer);
+                let what = Deferred::Answer(connection, *header, Box::new(answer));
                 self.stores.at(store).defer(what);
             }
             None => self.answer(connection, header, &answer),
