@@ -190,7 +190,8 @@ fn one_that_nobody_takes_holds_up_no_other() {
 fn without_memory_to_keep_what_was_said_of_each_nothing_is_said_of_any() {
     let mut bench = Bench::new(options());
     let consumer = bench.consumer(2, 100_000, false);
-    bench.publish(&["a", "b", "c"]);
+    // One stays in flight, so that nothing of the lease is free.
+    bench.publish(&["a", "b", "c", "d"]);
     bench.deliveries();
     let reject = |bench: &mut Bench, id, text| {
         let nack =
@@ -198,14 +199,19 @@ fn without_memory_to_keep_what_was_said_of_each_nothing_is_said_of_any() {
         bench.queue.nack(consumer, &nack, bench.now, &mut bench.memory).unwrap();
         bench.check();
     };
-    reject(&mut bench, 1, "one");
-    let free = bench.memory.budget.free_for_leases() as usize;
-    bench.memory.budget.charge(Account::Connections, free);
-    reject(&mut bench, 2, "one");
+    let fill = |bench: &mut Bench| {
+        let free = bench.memory.budget.free_for_leases() as usize;
+        bench.memory.budget.charge(Account::Connections, free);
+    };
     let text = |bench: &mut Bench| bench.queue.poll_move(bench.now).unwrap().text.to_string();
+    reject(&mut bench, 1, "one");
+    fill(&mut bench);
+    reject(&mut bench, 2, "one");
     assert_eq!(text(&mut bench), "one");
+    fill(&mut bench);
     reject(&mut bench, 3, "another");
     assert_eq!([text(&mut bench), text(&mut bench)], ["", ""]);
     (1..=3).for_each(|sequence| bench.moved(sequence, Ok(())));
+    bench.ack(consumer, 4, 4);
     assert_eq!(bench.queue.memory_bytes(), 0);
 }
