@@ -325,6 +325,12 @@ impl<W: World> Shard<W> {
         self.core.memory.used_chunks()
     }
 
+    /// Of each store that has a journal its number and the oldest segment that is needed, for the
+    /// checkers.
+    pub fn oldest_segments(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.core.stores.iter().filter_map(|store| Some((store.number(), store.oldest_segment()?)))
+    }
+
     fn next_wait(&self) -> Option<Duration> {
         if self.busy_poll || self.acceptable || !self.readable.is_empty() || self.core.has_work() {
             return Some(Duration::ZERO);

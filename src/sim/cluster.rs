@@ -3,10 +3,12 @@
 //! come. So a wake-up that is lost stays lost, and is found.
 
 use crate::base::chunk_pool::HeapSlabs;
+use crate::format::journal::StoreId;
 use crate::queue::Queue;
 use crate::queue::memory::{Account, Budget, CommonBudget};
 use crate::shard::mailbox::{Command, Commands, commands};
 use crate::shard::post::Office;
+use crate::shard::recover::{RecoverError, RecoveredStore};
 use crate::shard::{Adoptions, Shard, ShardConfig, Status, adoptions};
 use crate::sim::Checked;
 use crate::sim::clock::SimClock;
@@ -39,6 +41,7 @@ pub struct Cluster<W: SimulatedWorld> {
     office: Arc<Office>,
     adoptions: Adoptions<W>,
     disk_budget: Arc<DiskBudget>,
+    recovered: Vec<Result<RecoveredStore, RecoverError>>,
 }
 
 impl<W: SimulatedWorld> Cluster<W> {
@@ -51,7 +54,8 @@ impl<W: SimulatedWorld> Cluster<W> {
         let rings = adoptions::<W>(shards, plan.adoptions_max);
         let disk_budget = DiskBudget::new(plan.spill.map_or(0, |spill| spill.limit_bytes));
         universe.forget_disks();
-        let member = |nth: u32| {
+        let mut recovered = Vec::new();
+        let mut member = |nth: u32| {
             let net = W::net(SimNet::new(Rc::clone(universe), nth as usize));
             let disk = W::disk(SimDisk::new(Rc::clone(universe)));
             let clock = SimClock::new(Rc::clone(universe));
@@ -71,6 +75,11 @@ impl<W: SimulatedWorld> Cluster<W> {
                 };
                 shard.join(Arc::clone(&office), Arc::clone(&rings), Box::new(wake));
             }
+            if let Some(shape) = plan.journal {
+                let own = (0..plan.config.stores).filter(|store| store % shards == nth);
+                let open = |store: u32| shard.open_store(store, store_id(store), shape);
+                recovered.extend(own.map(open));
+            }
             Member {
                 shard,
                 commands,
@@ -80,9 +89,19 @@ impl<W: SimulatedWorld> Cluster<W> {
                 ticks: 0,
             }
         };
-        let members = (0..shards).map(member).collect();
+        let members = (0..shards).map(&mut member).collect();
         let universe = Rc::clone(universe);
-        Cluster { universe, members, office, adoptions: rings, disk_budget }
+        Cluster { universe, members, office, adoptions: rings, disk_budget, recovered }
+    }
+
+    /// What came back of each store when the broker began.
+    pub fn recovered(&self) -> &[Result<RecoveredStore, RecoverError>] {
+        &self.recovered
+    }
+
+    /// The sequence of the oldest segment that each journal needs.
+    pub fn oldest_segments(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.members.iter().flat_map(|member| member.shard.oldest_segments())
     }
 
     /// Whether any shard runs.
@@ -235,4 +254,8 @@ impl<W: SimulatedWorld> Cluster<W> {
         }
         Ok(())
     }
+}
+
+fn store_id(number: u32) -> StoreId {
+    StoreId([number as u8 + 1; 16])
 }

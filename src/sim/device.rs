@@ -537,13 +537,19 @@ impl Device {
                 file.strays.retain(|&block| block < blocks);
                 self.used_blocks -= lost;
             }
+            let (mut kept_new, mut kept_old) = (false, false);
             for (sector, mut versions) in std::mem::take(&mut file.unsynced) {
                 if (sector + 1) * SECTOR_BYTES > file.bytes.len() {
                     continue;
                 }
                 let at = sector * SECTOR_BYTES;
                 versions.push((u64::MAX, file.bytes[at..at + SECTOR_BYTES].to_vec()));
-                let kept = versions[universe.index(versions.len())].1.clone();
+                let nth = universe.index(versions.len());
+                (kept_new, kept_old) = match nth + 1 == versions.len() {
+                    true => (true, kept_old),
+                    false => (kept_new, true),
+                };
+                let kept = versions[nth].1.clone();
                 file.bytes[at..at + SECTOR_BYTES].copy_from_slice(&kept);
                 if universe.chance(200) {
                     universe.cover(Cover::DiskTorn);
@@ -551,6 +557,9 @@ impl Device {
                     let cut = universe.index(SECTOR_BYTES);
                     file.bytes[at..at + cut].copy_from_slice(&other[..cut]);
                 }
+            }
+            if kept_new && kept_old && file.name.starts_with("journal-") {
+                universe.cover(Cover::DurableTorn);
             }
         }
     }

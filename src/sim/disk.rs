@@ -76,6 +76,7 @@ impl SimDisk {
 
 impl Disk for SimDisk {
     fn open(&mut self, name: &str) -> std::io::Result<FileId> {
+        self.universe.burn_fuse();
         let file = self.universe.device.borrow_mut().open(name);
         self.open.insert(file);
         Ok(file)
@@ -98,6 +99,7 @@ impl Disk for SimDisk {
     }
 
     fn read_now(&mut self, file: FileId, offset: u64, into: &mut [u8]) -> std::io::Result<usize> {
+        self.universe.burn_fuse();
         self.check_open(file);
         let numbers = [offset, into.as_ptr().addr() as u64, into.len() as u64];
         assert!(numbers.iter().all(|number| number.is_multiple_of(DISK_ALIGN_BYTES as u64)));
@@ -109,6 +111,7 @@ impl Disk for SimDisk {
     }
 
     fn cut(&mut self, file: FileId, bytes: u64) -> std::io::Result<()> {
+        self.universe.burn_fuse();
         self.universe.device.borrow_mut().cut(file, bytes as usize);
         Ok(())
     }
@@ -121,6 +124,7 @@ impl Disk for SimDisk {
         if self.is_full() {
             return Err(request);
         }
+        self.universe.burn_fuse();
         let range = range_of(&request);
         let aligned = |number: u64| number.is_multiple_of(DISK_ALIGN_BYTES as u64);
         assert!(aligned(range.start), "an offset that is not aligned");

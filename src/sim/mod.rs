@@ -13,6 +13,7 @@
 //! - `hostile`: the others
 //! - `model`, `audit`: what a broker owes its clients; whether its queues say the same
 //! - `spill`: whether what is on disk adds up, and only that is lost which the device has spoiled
+//! - `durable`: durable queues, over crashes at every operation of a disk
 //! - `run`: one run from the first step to the last drained message
 //! - `cli`, `canary`: the `sim` binary; the planted bug that it must find
 
@@ -27,6 +28,7 @@ pub mod cluster;
 pub mod consumer;
 pub mod device;
 pub mod disk;
+pub mod durable;
 pub mod hostile;
 pub mod lease;
 pub mod letter;

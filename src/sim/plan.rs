@@ -9,6 +9,7 @@ use crate::shard::ShardConfig;
 use crate::shard::post::PostShape;
 use crate::sim::rules::{self, Feed, Role, RulesPlan, SubscriptionPlan};
 use crate::sim::world::Universe;
+use crate::storage::journal::JournalShape;
 use crate::storage::spill::SpillShape;
 
 /// Of the memory limit, bytes that chunks may not use.
@@ -70,6 +71,8 @@ pub struct Plan {
     pub grant_bytes: u64,
     /// What goes to disk when memory is full; `None`: nothing.
     pub spill: Option<SpillPlan>,
+    /// Of the journals of all stores; `None`: nothing is durable.
+    pub journal: Option<JournalShape>,
 }
 
 /// Sizes of what goes to disk.
@@ -144,6 +147,7 @@ impl Plan {
             adoptions_max: universe.range(1, 3) as usize,
             grant_bytes,
             spill,
+            journal: None,
             config,
         }
     }

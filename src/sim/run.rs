@@ -48,12 +48,14 @@ const LIVENESS_STEPS_MAX: u64 = 200_000;
 /// Runs one seed in a world of type `W`. A panic of the broker is a violation.
 pub fn run<W: SimulatedWorld>(options: RunOptions) -> Report {
     let universe = Universe::new(options.seed, options.print);
+    report(&universe, |steps| Run::<W>::new(&universe).play(options.steps, steps))
+}
+
+/// What came of a run; a panic is a violation.
+pub(super) fn report(universe: &Universe, play: impl FnOnce(&mut u64) -> Checked) -> Report {
     let started_ns = universe.mono().0;
     let mut steps = 0;
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        let mut run = Run::<W>::new(&universe);
-        run.play(options.steps, &mut steps)
-    }));
+    let result = catch_unwind(AssertUnwindSafe(|| play(&mut steps)));
     let violation = match result {
         Ok(result) => result.err(),
         Err(panic) => {

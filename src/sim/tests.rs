@@ -23,6 +23,14 @@ fn a_few_seeds_keep_every_promise() {
     }
 }
 
+#[test]
+fn durable_queues_keep_their_promises_over_crashes() {
+    for seed in 100..108 {
+        let report = super::durable::run(RunOptions { seed, steps: 1500, print: false });
+        assert_eq!(report.violation, None, "seed {seed}");
+    }
+}
+
 #[cfg(feature = "canary")]
 fn finds_the_bug_of<W: super::world::SimulatedWorld>() -> bool {
     (0..20).any(|seed| {

@@ -267,6 +267,30 @@ covers! {
     RedriveSpilled = "redrive_spilled",
     /// A message in flight or waiting for its turn stood on disk.
     HeldSpilled = "held_spilled",
+    /// A crash tore what was being written to a journal.
+    DurableTorn = "durable_torn",
+    /// The process ended between two operations of a disk in one tick.
+    DurableStopped = "durable_stopped",
+    /// Crashes came in a row.
+    DurableRow = "durable_row",
+    /// The process ended while it was beginning.
+    DurableInRecovery = "durable_in_recovery",
+    /// The process ended by itself.
+    DurableEnded = "durable_ended",
+    /// A journal needed an older segment no more.
+    DurableRound = "durable_round",
+    /// The number of shards changed.
+    DurableReshard = "durable_reshard",
+    /// A message of a durable queue was sent again and answered as a duplicate.
+    DurableDuplicate = "durable_duplicate",
+    /// A large message came out of a durable queue.
+    DurableLarge = "durable_large",
+    /// And out of one that had come back.
+    DurableLargeBack = "durable_large_back",
+    /// A durable dead letter came.
+    DurableLetter = "durable_letter",
+    /// And one that was refused in an earlier life.
+    DurableLetterBack = "durable_letter_back",
 }
 
 /// Hash and counters of one run.

@@ -15,6 +15,9 @@ use std::rc::Rc;
 /// Wall clock at the start of a run: 2024-01-01, in microseconds.
 const WALL_START_US: i64 = 1_704_067_200_000_000;
 
+/// What a process unwinds with that stops between two operations of its disks.
+pub struct Stopped;
+
 /// A world that a run can be made of: it says how its net is made from the simulated one.
 pub trait SimulatedWorld: World<Clock = SimClock> {
     /// Wraps the simulated net.
@@ -65,6 +68,8 @@ pub struct Universe {
     disks_due_ns: RefCell<Vec<Option<u64>>>,
     /// When a shard that does not run now has something to do.
     others_due_ns: Cell<Option<u64>>,
+    /// Operations of disks until the process stops in the middle of it all.
+    fuse: Cell<Option<u64>>,
     /// The network; clients and the broker meet in it.
     pub net: RefCell<Network>,
     /// What the disks of all shards stand on.
@@ -85,6 +90,7 @@ impl Universe {
             healed: Cell::new(false),
             disks_due_ns: RefCell::new(Vec::new()),
             others_due_ns: Cell::new(None),
+            fuse: Cell::new(None),
             net: RefCell::new(network),
             device: RefCell::new(device),
         })
@@ -206,6 +212,22 @@ impl Universe {
     /// See [`Universe::others_due_ns`].
     pub fn others_due(&self, due_ns: Option<u64>) {
         self.others_due_ns.set(due_ns);
+    }
+
+    /// The process stops when its disks have been asked so often: [`Stopped`] unwinds it.
+    pub fn light_fuse(&self, operations: Option<u64>) {
+        self.fuse.set(operations);
+    }
+
+    /// A disk is asked for something.
+    pub fn burn_fuse(&self) {
+        match self.fuse.get() {
+            Some(0) => {
+                self.fuse.set(None);
+                std::panic::resume_unwind(Box::new(Stopped));
+            }
+            left => self.fuse.set(left.map(|left| left - 1)),
+        }
     }
 
     /// When the disk of a shard will have something.
