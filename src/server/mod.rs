@@ -28,10 +28,12 @@ use tracing::level_filters::LevelFilter;
 
 /// Files that are open beside connections: listener, poller, standard streams, data, and all of
 /// the admin address. Beside them a few that were just closed may linger.
-const FILES_BESIDE_CONNECTIONS: u64 = 64;
+const FILES_BESIDE_CONNECTIONS: u64 = 64 + JOURNAL_FILES;
 /// Of each shard but the first: listener, poller, waker, spare, ring and its event, data directory
-/// and file.
-const FILES_PER_SHARD: u64 = 12;
+/// and spill file; and a journal.
+const FILES_PER_SHARD: u64 = 12 + JOURNAL_FILES;
+/// Segments of a journal that is not large.
+const JOURNAL_FILES: u64 = 32;
 
 /// Why the broker did not start, or ended. Each is one line.
 #[derive(Debug, thiserror::Error)]

@@ -466,8 +466,9 @@ impl<W: World> Shard<W> {
         self.core.tell_journals();
         while let Some(asked) = self.core.poll_journal() {
             match asked {
-                JournalAsks::Make { store, number, tag, file } => {
-                    let opened = self.disk.open(&journal_name(number, file));
+                JournalAsks::Make { store, number, tag, file, open } => {
+                    let name = journal_name(number, file);
+                    let opened = open.map_or_else(|| self.disk.open(&name), Ok);
                     let made = opened.and_then(|id| self.disk.cut(id, 0).map(|()| id));
                     let made = made.map_err(|error| error.kind());
                     self.core.handle_made(store, tag, file, made);

@@ -126,7 +126,7 @@ impl<W: World> Shard<W> {
             id.and_then(|id| self.disk.file_len(id).ok())
                 .is_none_or(|len| len < shape.segment_bytes)
         };
-        recovered.spares.retain(|file| !is_short(file));
+        recovered.unmade = recovered.spares.extract_if(.., |file| is_short(file)).collect();
         let mut store = Store::new(number, id, shape, Some(&recovered), files.clone());
         let mut returning = BTreeMap::new();
         let index = self.core.stores.iter().count();

@@ -112,6 +112,8 @@ pub(super) enum JournalAsks {
         tag: u64,
         /// Its number.
         file: u32,
+        /// Where it is open already.
+        open: Option<FileId>,
     },
     /// A request.
     Request(DiskRequest),
@@ -146,6 +148,17 @@ impl Stores {
 
     pub fn at(&mut self, index: usize) -> &mut Store {
         &mut self.list[index]
+    }
+
+    /// Has what was written without a sync synced: acks, and messages that wait for no sync.
+    pub fn sync(&mut self) {
+        for store in &mut self.list {
+            if let Some(journal) = &mut store.journal
+                && journal.progress().synced < store.last_group
+            {
+                journal.sync();
+            }
+        }
     }
 
     /// Whether everything that was told is synced, as far as it ever will be.
@@ -230,10 +243,6 @@ impl Store {
         self.journal.as_ref().map(Journal::progress).unwrap_or_default()
     }
 
-    pub fn segment_count(&self) -> usize {
-        self.journal.as_ref().map_or(0, |journal| journal.segments().len())
-    }
-
     pub fn oldest_segment(&self) -> Option<u64> {
         self.journal.as_ref()?.segments().next().map(|oldest| oldest.segment)
     }
@@ -247,6 +256,13 @@ impl Store {
         self.last_group.max(self.progress().written)
     }
 
+    /// Nothing of it can be kept any more.
+    fn forget_backlog(&mut self) {
+        self.backlog.clear();
+        self.unwritten.clear();
+        self.unsynced.clear();
+    }
+
     fn is_poisoned(&self) -> bool {
         self.journal.as_ref().is_some_and(|journal| journal.poison().is_some())
     }
@@ -256,8 +272,6 @@ impl Store {
         journal.poison().is_some()
             || (self.changed.is_empty()
                 && self.backlog.is_empty()
-                && self.unsynced.is_empty()
-                && self.unwritten.is_empty()
                 && self.deferred.is_empty()
                 && journal.progress().synced >= self.last_group())
     }
@@ -344,15 +358,6 @@ impl Store {
         }
     }
 
-    /// What was told without need of a sync is synced, too: it is the last chance.
-    fn sync(&mut self) {
-        if let Some(journal) = &mut self.journal
-            && journal.progress().synced < self.last_group
-        {
-            journal.sync();
-        }
-    }
-
     /// What can be done now that the log has come so far.
     fn poll_deferred(&mut self) -> Option<Deferred> {
         let synced = self.progress().synced;
@@ -372,7 +377,8 @@ impl Store {
         };
         Some(match request {
             JournalRequest::Create { tag, file } => {
-                JournalAsks::Make { store: index, number: self.number, tag, file }
+                let open = files.get(file as usize).copied().flatten();
+                JournalAsks::Make { store: index, number: self.number, tag, file, open }
             }
             JournalRequest::Prewrite { tag, file, offset, bytes } => {
                 let pages = Pages::zeroed(bytes as usize);
@@ -455,6 +461,9 @@ impl Core {
 
     /// Once per tick: what has changed goes to the journals.
     pub fn tell_journals(&mut self) {
+        if self.draining.is_some() {
+            self.stores.sync();
+        }
         for index in 0..self.stores.list.len() {
             self.tell_journal(index);
         }
@@ -470,6 +479,10 @@ impl Core {
         {
             store.retry_due = self.now.mono.plus_ms(RETRY_MS);
             store.journal.as_mut().expect("just seen").retry();
+        }
+        if store.is_poisoned() {
+            // What is told no more would wait for ever.
+            store.forget_backlog();
         }
         let mut is_told = store.append_backlog();
         while is_told && let Some(key) = self.stores.list[index].changed.pop() {
@@ -487,9 +500,6 @@ impl Core {
             while let Some(what) = self.stores.list[index].poll_deferred() {
                 self.go_on_with(index, what);
             }
-        }
-        if self.draining.is_some() {
-            self.stores.list[index].sync();
         }
         if self.stores.list[index].is_poisoned() {
             self.fail_deferred(index);

@@ -21,7 +21,7 @@ pub(super) enum Timer {
     Move,
     /// Look whether a request has waited for the disk for too long.
     Waiting,
-    /// Give free memory back.
+    /// Once a second: give free memory back, have synced what waits for no sync.
     Shrink,
 }
 
@@ -86,6 +86,7 @@ impl Core {
                 Timer::Connection(key) => self.check_connection(key, now.mono),
                 Timer::Shrink => {
                     self.shrink();
+                    self.stores.sync();
                     for queue in std::mem::take(&mut self.short_of_memory) {
                         if let Some(slot) = self.queues.at_mut(queue) {
                             slot.short_of_memory = false;

@@ -248,7 +248,7 @@ impl Journal {
             is_ready: false,
             needed: recovered.needed,
             stated: recovered.needed,
-            spares: Spares::new(&recovered.spares, recovered.next_file),
+            spares: Spares::new(&recovered.spares, &recovered.unmade, recovered.next_file),
             under_way: None,
             next_tag: 0,
             poison: None,
@@ -257,8 +257,8 @@ impl Journal {
     }
 
     /// Takes a record, whose body is all of the parts; the answer is the sequence of the group that
-    /// it will be in. With `wants_synced` that group, with all before it, is synced as soon as it is
-    /// written.
+    /// it will be in. With `wants_synced` that group, with all before it, is synced as soon as it
+    /// is written.
     ///
     /// # Errors
     /// If it is to be tried again later, or never.

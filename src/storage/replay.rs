@@ -88,8 +88,11 @@ pub struct Recovered {
     pub needed: u64,
     /// The segments of the log, oldest first.
     pub live: Vec<LiveSegment>,
-    /// Files whose content is not needed. The caller takes those out that are too short for one.
+    /// Files whose content is not needed. The caller moves those that are too short for a segment
+    /// to `unmade`.
     pub spares: Vec<u32>,
+    /// Files that were not made to the end, and are made anew; none as replayed.
+    pub unmade: Vec<u32>,
     /// Files of which nobody knows what they are. They are left alone.
     pub unknown: Vec<u32>,
     /// The first number of a file that is free.
@@ -184,6 +187,7 @@ impl Survey {
             needed,
             live: Vec::with_capacity(plan.len()),
             spares,
+            unmade: Vec::new(),
             unknown,
             next_file,
             damages: Vec::new(),

@@ -257,7 +257,7 @@ fn as_many_entries_as_the_limit_says_fit_a_record() {
 }
 
 proptest! {
-    /// Whatever a record holds, reading it does not panic, and what is accepted is written the same.
+    /// Whatever a record holds, reading it does not panic; what is accepted is written the same.
     #[test]
     fn no_bytes_panic(
         kind in 0..12u8,

@@ -26,14 +26,18 @@ pub struct Spares {
     ready: Vec<u32>,
     /// Of full length, but who knows whether the device has it: what made them was stopped.
     found: Vec<u32>,
+    /// Begun once and not made to the end.
+    unmade: Vec<u32>,
     making: Option<Making>,
     next_file: u32,
 }
 
 impl Spares {
-    /// With these files, that a recovery found; `next_file` is the first number that is free.
-    pub fn new(found: &[u32], next_file: u32) -> Spares {
-        Spares { ready: vec![], found: found.to_vec(), making: None, next_file }
+    /// With these files, that a recovery found whole or begun; `next_file` is the first number that
+    /// is free.
+    pub fn new(found: &[u32], unmade: &[u32], next_file: u32) -> Spares {
+        let (found, unmade) = (found.to_vec(), unmade.to_vec());
+        Spares { ready: vec![], found, unmade, making: None, next_file }
     }
 
     /// Takes one, if one is ready.
@@ -66,7 +70,7 @@ impl Spares {
             }
             let (file, step) = match self.found.pop() {
                 Some(file) => (file, Step::Sync),
-                None => (self.next_file, Step::Create),
+                None => (self.unmade.pop().unwrap_or(self.next_file), Step::Create),
             };
             self.next_file = self.next_file.max(file.saturating_add(1));
             self.making = Some(Making { file, step, tag: None, failed: None });
