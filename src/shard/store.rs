@@ -62,7 +62,7 @@ struct Told {
 /// Something that waits until all that was told before it is synced.
 pub(super) enum Deferred {
     /// A connection's request is answered.
-    Answer(Key, FrameHeader, Answer),
+    Answer(Key, FrameHeader, Box<Answer>),
     /// A message leaves for another queue: that it is here, and why it goes, cannot be forgotten
     /// any more, so nobody else gets it and no other message gets its sequence.
     Ask(Box<Move>),
@@ -438,7 +438,7 @@ impl Core {
     ) {
         match store {
             Some(store) => {
-                let what = Deferred::Answer(connection, *header, answer);
+                let what = Deferred::Answer(connection, *header, Box::new(answer));
                 self.stores.at(store).defer(what);
             }
             None => self.answer(connection, header, &answer),
