@@ -1,5 +1,6 @@
-//! A client of one durable queue and of its dead letters: it publishes, takes, acks, refuses, makes,
-//! changes and deletes, by the library's own session, and has its ledger say whether what comes may.
+//! A client of one durable queue and of its dead letters: it publishes, takes, acks, refuses,
+//! makes, changes and deletes, by the library's own session, and has its ledger say whether what
+//! comes may.
 
 use crate::base::time::Mono;
 use crate::client::session::{
@@ -315,15 +316,15 @@ impl Client {
                         self.ledger.confirmed(of.key, numbers, reached)?;
                     }
                 }
-                Event::PublishFailed { handle, error, .. } => {
-                    if self.publishers.iter().any(|of| of.handle == handle) {
-                        return Err(format!("publishes failed: {error:?}"));
-                    }
+                Event::PublishFailed { handle, error, .. }
+                    if self.publishers.iter().any(|of| of.handle == handle) =>
+                {
+                    return Err(format!("publishes failed: {error:?}"));
                 }
-                Event::ProducerRenewed { .. } => {
-                    if !self.ledger.is_written || !self.ledger.lost_power {
-                        return Err(format!("{}: a producer is not known", self.ledger.name));
-                    }
+                Event::ProducerRenewed { .. }
+                    if !self.ledger.is_written || !self.ledger.lost_power =>
+                {
+                    return Err(format!("{}: a producer is not known", self.ledger.name));
                 }
                 Event::ProducerDown { error, .. } | Event::ConsumerDown { error, .. } => {
                     judge_down(&error)?;
