@@ -423,6 +423,8 @@ fn restarts_do_not_make_the_journal_grow() {
         let mut consumer = Consumer::open(&broker.options(), "q", Default::default()).unwrap();
         consumer.recv(Some(PATIENCE)).unwrap().expect("what was confirmed").ack();
         consumer.close().unwrap();
+        // Answered when all of that is synced.
+        Connection::open(&broker.options()).unwrap().queue_purge("q").unwrap();
         broker = broker.restart(&["--shards", "1"]);
     }
     let mut looks = 0;

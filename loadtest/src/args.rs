@@ -1,7 +1,10 @@
 //! The command line: scenarios, what they share, and the hidden command that serves a baseline.
 
-use crate::args_backlog::{BacklogArgs, DiskArgs, SpikeArgs};
-use crate::args_durable::{DurableArgs, RestartArgs};
+pub mod backlog;
+pub mod durable;
+
+use crate::args::backlog::{BacklogArgs, DiskArgs, SpikeArgs};
+use crate::args::durable::{DurableArgs, RestartArgs};
 use crate::body::{BODY_BYTES_MAX, BODY_BYTES_MIN, PRODUCERS_MAX, TIME_NS_MAX};
 use crate::scenario_throughput::RUN_NS_MAX;
 use crate::surge;

@@ -2,8 +2,6 @@
 //! they print.
 
 mod args;
-mod args_backlog;
-mod args_durable;
 mod body;
 mod clock;
 mod compare;
@@ -11,7 +9,6 @@ mod connect;
 mod disk;
 mod flood;
 mod integrity;
-mod journal;
 mod proc;
 mod report;
 mod run;

@@ -2,8 +2,8 @@
 //! fixed rate and its latency is taken. How fast it goes in and comes out, what it costs in memory,
 //! and whether all of it comes back once, whole and in order.
 
+use crate::args::backlog::BacklogArgs;
 use crate::args::batch_max;
-use crate::args_backlog::BacklogArgs;
 use crate::clock::as_ns;
 use crate::report::LatencyFigures;
 use crate::run::Outcome;

@@ -1,7 +1,7 @@
 //! The disk alone, for the ratios of what a spill reaches of it.
 
-use crate::args_backlog::{BacklogArgs, DiskArgs};
-use crate::args_durable::DurableArgs;
+use crate::args::backlog::{BacklogArgs, DiskArgs};
+use crate::args::durable::DurableArgs;
 use crate::clock::RunClock;
 use crate::connect::unfit;
 use crate::disk::{self, DiskFigures, DiskPlan, DiskWork};

@@ -1,8 +1,8 @@
 //! A broker that is killed while a durable queue is published to, and started again: how long until
 //! it serves, and whether everything is there, once and in order.
 
+use crate::args::durable::RestartArgs;
 use crate::args::{TargetArgs, batch_max};
-use crate::args_durable::RestartArgs;
 use crate::body::{Bodies, Stamp};
 use crate::clock::RunClock;
 use crate::connect::unfit;

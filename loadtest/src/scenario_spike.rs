@@ -1,7 +1,7 @@
 //! A steady rate, a burst at several times what the consumers take, and the drain of what that left
 //! behind, with the latency of publishes in each part of it.
 
-use crate::args_backlog::SpikeArgs;
+use crate::args::backlog::SpikeArgs;
 use crate::clock::as_ns;
 use crate::run::Outcome;
 use crate::scenario_backlog::{credit, memory, outcome};

@@ -2,8 +2,8 @@
 //! drives all clients; how much is under way is bounded end to end, so that no target can look fast
 //! by holding a backlog.
 
+use crate::args::durable::DurableArgs;
 use crate::args::{ThroughputArgs, batch_max};
-use crate::args_durable::DurableArgs;
 use crate::clock::{RunClock, as_ns};
 use crate::flood::{Allowance, Flood};
 use crate::integrity::{Integrity, IntegrityCounts};

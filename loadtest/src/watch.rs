@@ -1,6 +1,8 @@
 //! Watches a target while a run goes on, in a thread of its own: its memory from `/proc`, and of a
 //! Forebay also what it says it has in memory and on disk.
 
+pub mod journal;
+
 use crate::clock::RunClock;
 use crate::proc::ProcessUse;
 use forebay::client::{ConnectOptions, Connection, ReconnectPolicy};

@@ -92,6 +92,8 @@ struct Returning {
     subscriptions: Vec<Restoring>,
     next_sequence: u64,
     bodies: Bodies,
+    /// Where the large message begins whose fragments come.
+    large_group: u64,
 }
 
 impl<W: World> Shard<W> {
@@ -139,6 +141,14 @@ impl<W: World> Shard<W> {
         self.read_journal(number, id, &files, |shard, group, record| {
             let Ok(Change::Published(published)) = Change::decode(record) else { return Ok(()) };
             let Some(back) = returning.get_mut(&published.queue) else { return Ok(()) };
+            let group = match published.fragment.map(|part| part.nth) {
+                Some(0) => {
+                    back.large_group = group;
+                    group
+                }
+                Some(_) => back.large_group,
+                None => group,
+            };
             let mut bodies = std::mem::take(&mut back.bodies);
             let returned = bodies.add(&published, |body| {
                 let (first, end) = body.range();
@@ -356,6 +366,7 @@ impl Core {
             subscriptions,
             next_sequence: of.next_sequence.max(1),
             bodies: Bodies::default(),
+            large_group: 0,
         })
     }
 }

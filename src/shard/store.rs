@@ -641,8 +641,10 @@ impl Core {
                 let head = PublishedHead { queue: number, moved, fragment };
                 let mut bytes = Vec::with_capacity(8);
                 head.encode(&mut bytes);
-                // The group is not known yet, but it is no earlier one.
-                note_body(bodies, store.last_group(), appended.first_sequence);
+                if fragment.is_none_or(|part| part.nth == 0) {
+                    // The group is not known yet, but it is no earlier one.
+                    note_body(bodies, store.last_group(), appended.first_sequence);
+                }
                 store.backlog.push_back(Waiting::Record(Pending {
                     kind: RecordKind::Publish,
                     flags: head.flags(),

@@ -153,7 +153,9 @@ impl Run {
     /// The process ends here and now, and others take its place, until one has begun.
     fn crash(&mut self, power: bool) -> Checked {
         let universe = Rc::clone(&self.universe);
-        let power = power && !self.clients.iter().any(|client| client.ledger.unsure);
+        // What was asked for and not answered may be there after one end and not after the next.
+        let is_sure = !self.clients.iter().any(|client| client.ledger.unsure);
+        let power = power && is_sure;
         universe.light_fuse(None);
         if self.steps < self.crashed_at + ROW_STEPS {
             universe.cover(Cover::DurableRow);
@@ -181,7 +183,7 @@ impl Run {
                 }
                 Err(panic) if panic.is::<Stopped>() => {
                     universe.cover(Cover::DurableInRecovery);
-                    self.end_process(universe.chance(500));
+                    self.end_process(universe.chance(500) && is_sure);
                 }
                 Err(panic) => resume_unwind(panic),
             }

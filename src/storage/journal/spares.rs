@@ -20,11 +20,7 @@ struct Making {
     failed: Option<ErrorKind>,
 }
 
-/// Ready ones. With the last of them the log may still go on, and so free others, where no more can
-/// be made.
-const READY_MIN: usize = 2;
-
-/// Files without content, all of full length. There are always two, or one is being made.
+/// Files without content, all of full length. There is always one, or one is being made.
 pub struct Spares {
     /// The one that was written last is used first.
     ready: Vec<u32>,
@@ -69,7 +65,7 @@ impl Spares {
     /// What is to be done next so that one becomes ready.
     pub fn poll(&mut self, tag: u64, shape: &JournalShape) -> Option<JournalRequest> {
         if self.making.is_none() {
-            if self.ready.len() >= READY_MIN {
+            if !self.ready.is_empty() {
                 return None;
             }
             let (file, step) = match self.found.pop() {

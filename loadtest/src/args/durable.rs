@@ -1,10 +1,10 @@
 //! Arguments of the scenarios about durable queues.
 
+use crate::args::backlog::parse_total_bytes;
 use crate::args::{
     TargetArgs, ThroughputArgs, count_parser, in_seconds, parse_body_bytes, parse_run_time,
     parse_warmup,
 };
-use crate::args_backlog::parse_total_bytes;
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
