@@ -11,7 +11,7 @@
 use crate::base::pages::Pages;
 use crate::base::slot_map::Key;
 use crate::base::time::Wall;
-use crate::format::change::{Change, ChangeError};
+use crate::format::change::{Change, ChangeError, FragmentOf};
 use crate::format::journal::{Record, StoreId};
 use crate::io::{Clock, Disk, FileId, Net, World};
 use crate::limits::{DISK_ALIGN_BYTES, RESTORE_WAITS_MAX};
@@ -96,6 +96,18 @@ struct Returning {
     large_group: u64,
 }
 
+impl Returning {
+    /// The group where a message begins of which something stands in `group`.
+    fn begin_of(&mut self, fragment: Option<FragmentOf>, group: u64) -> u64 {
+        match fragment {
+            Some(part) if part.nth > 0 => return self.large_group,
+            Some(_) => self.large_group = group,
+            None => {}
+        }
+        group
+    }
+}
+
 impl<W: World> Shard<W> {
     /// Brings back the store with this number and id, or begins it; before the first tick, after
     /// [`Shard::open_spill`].
@@ -141,14 +153,7 @@ impl<W: World> Shard<W> {
         self.read_journal(number, id, &files, |shard, group, record| {
             let Ok(Change::Published(published)) = Change::decode(record) else { return Ok(()) };
             let Some(back) = returning.get_mut(&published.queue) else { return Ok(()) };
-            let group = match published.fragment.map(|part| part.nth) {
-                Some(0) => {
-                    back.large_group = group;
-                    group
-                }
-                Some(_) => back.large_group,
-                None => group,
-            };
+            let group = back.begin_of(published.fragment, group);
             let mut bodies = std::mem::take(&mut back.bodies);
             let returned = bodies.add(&published, |body| {
                 let (first, end) = body.range();
