@@ -65,9 +65,7 @@ impl Round {
             oldest_body: u64::MAX,
         }
     }
-}
 
-impl Round {
     /// Whether there are queues left to be told anew.
     pub fn is_under_way(&self) -> bool {
         self.is_under_way

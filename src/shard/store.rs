@@ -124,13 +124,13 @@ pub(super) enum JournalAsks {
     Make {
         /// Index of the store.
         store: usize,
-        /// Its number.
+        /// Number of the store.
         number: u32,
         /// The journal's.
         tag: u64,
-        /// Its number.
+        /// Number of the file.
         file: u32,
-        /// Where it is open already.
+        /// Where the file is open already.
         open: Option<FileId>,
     },
     /// A request.
